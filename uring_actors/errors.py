@@ -1,0 +1,163 @@
+"""What can go wrong, as exceptions that carry their fields.
+
+    UringActorsError
+    ├── OptionError (also ValueError)     an argument or a combination of arguments makes no sense
+    ├── PatternError (also ValueError)    a pattern is invalid; points into it
+    ├── InputError                        a path given by the caller can't be scanned at all
+    ├── ArenaError                        shared memory can't be created, or what was attached is not ours
+    └── PipelineError                     the running pipeline
+        ├── QueueFull                     backpressure: try again after completions were reaped
+        ├── IoUringSyscall                a system call of io_uring failed
+        │   └── IoUringUnavailable        io_uring is not permitted or not supported here
+        ├── MemlockTooSmall               RLIMIT_MEMLOCK doesn't allow the registered buffers
+        ├── DeadlineExceeded              a wait ran out; names what was waited for
+        └── NodeFailed                    a part of a node's pipeline died
+
+Every field is kept through pickling, so that an error raised in a Ray actor reaches the caller whole.
+A message says what failed, where, and what to do about it (``fix``).
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from typing import Any
+
+
+def _restore(cls: type[UringActorsError], args: tuple[Any, ...], fields: dict[str, Any]) -> UringActorsError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+def errno_name(number: int) -> str:
+    """``"EIO"`` for 5; the number itself where the system has no name for it."""
+    return _errno.errorcode.get(number, str(number))
+
+
+class UringActorsError(Exception):
+    """The root. ``path`` is bytes as the file system has it, ``offset`` bytes from the file's start."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: bytes | None = None,
+        offset: int | None = None,
+        device: str | None = None,
+        node: str | None = None,
+        errno: int | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.offset = offset
+        self.device = device
+        self.node = node
+        self.errno = errno
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, dict(self.__dict__))
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.path is not None:
+            where = os.fsdecode(self.path)
+            parts.append(f"path {where!r}" if self.offset is None else f"path {where!r} at byte {self.offset}")
+        if self.device is not None:
+            parts.append(f"device {self.device}")
+        if self.node is not None:
+            parts.append(f"node {self.node}")
+        if self.errno is not None:
+            parts.append(f"{errno_name(self.errno)}: {os.strerror(self.errno)}")
+        text = "; ".join(parts)
+        return f"{text}. {self.fix}" if self.fix else text
+
+
+class OptionError(UringActorsError, ValueError):
+    """An argument or a combination of arguments makes no sense."""
+
+
+class PatternError(UringActorsError, ValueError):
+    """``pattern`` (its source text) is invalid at ``position`` (an index into that text)."""
+
+    def __init__(self, reason: str, *, pattern: str | bytes, position: int = 0, fix: str | None = None) -> None:
+        super().__init__(f"invalid pattern: {reason}", fix=fix)
+        self.reason = reason
+        self.pattern = pattern
+        self.position = position
+
+    def __str__(self) -> str:
+        """The message, the pattern on its own line, and a caret under the position."""
+        shown = self.pattern if isinstance(self.pattern, str) else self.pattern.decode("latin-1")
+        # One printed character for one of the pattern's, so that the caret stands under the right one.
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
+        text = f"{self.message} at {self.position}\n  {line}\n  {' ' * self.position}^"
+        return f"{text}\n{self.fix}" if self.fix else text
+
+
+class InputError(UringActorsError):
+    """A path given by the caller can't be scanned at all."""
+
+
+class ArenaError(UringActorsError):
+    """Shared memory can't be created, or what was attached is not this pipeline's."""
+
+
+class PipelineError(UringActorsError):
+    """Something in the running pipeline failed."""
+
+
+class QueueFull(PipelineError):
+    """A bounded queue has no room (``queue`` names it): reap completions, then try again."""
+
+    def __init__(self, queue: str, *, fix: str, **fields: Any) -> None:
+        super().__init__(f"{queue} is full", fix=fix, **fields)
+        self.queue = queue
+
+
+class IoUringSyscall(PipelineError):
+    """``syscall`` returned ``errno``."""
+
+    def __init__(self, syscall: str, errno: int, *, fix: str | None = None, **fields: Any) -> None:
+        super().__init__(f"{syscall} failed", errno=errno, fix=fix, **fields)
+        self.syscall = syscall
+
+
+class IoUringUnavailable(IoUringSyscall):
+    """io_uring is not permitted or not supported here; ``fix`` says how to get it."""
+
+
+class MemlockTooSmall(PipelineError):
+    """RLIMIT_MEMLOCK (``limit`` bytes) doesn't allow ``needed`` bytes of registered buffers."""
+
+    def __init__(self, *, needed: int, limit: int, **fields: Any) -> None:
+        super().__init__(
+            f"RLIMIT_MEMLOCK is {limit} bytes, and io_uring needs {needed} to register its buffers",
+            fix="Raise it (ulimit -l unlimited, LimitMEMLOCK=infinity in the service, or memlock in "
+            "/etc/security/limits.conf), make the arena smaller, or use the pread engine.",
+            **fields,
+        )
+        self.needed = needed
+        self.limit = limit
+
+
+class DeadlineExceeded(PipelineError):
+    """A wait ran out after ``seconds``; ``waited_for`` names its cause."""
+
+    def __init__(self, waited_for: str, seconds: float, **fields: Any) -> None:
+        super().__init__(f"waited {seconds:.1f} s for {waited_for}", **fields)
+        self.waited_for = waited_for
+        self.seconds = seconds
+
+
+class NodeFailed(PipelineError):
+    """A part of a node's pipeline (``role``: reader, publisher, kernel host) died or failed."""
+
+    def __init__(self, role: str, reason: str, **fields: Any) -> None:
+        super().__init__(f"{role} failed: {reason}", **fields)
+        self.role = role
+        self.reason = reason
