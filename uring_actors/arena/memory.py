@@ -1,0 +1,159 @@
+"""The arena: one node pipeline's shared memory, a memfd.
+
+It has no name and needs no room in /dev/shm; it is gone when its last process is. Another process of the same user
+attaches through /proc/PID/fd/FD and checks that what it finds is what it was told of: magic, version, sizes and
+the random nonce. An arena is never attached again after a death: a DMA may still land in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uring_actors.arena import abi
+from uring_actors.arena.abi import ArenaLayout
+from uring_actors.errors import ArenaError
+
+_HEADER = struct.Struct("<QII16sQQQII")
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaHandle:
+    """What another process needs in order to attach; picklable. ``pid`` owns descriptor ``fd``."""
+
+    pid: int
+    fd: int
+    nonce: bytes
+    layout: ArenaLayout
+
+
+class Arena:
+    """Mapped shared memory and its layout. Created → attached anywhere → closed (idempotent).
+
+    ``address`` is where this process has it mapped; ``at(offset)`` is an address for the hot loops. The mapping
+    stays while anything exported from it (a memoryview, an array) is alive.
+    """
+
+    def __init__(self, fd: int, layout: ArenaLayout, nonce: bytes) -> None:
+        self.fd = fd
+        self.layout = layout
+        self.nonce = nonce
+        self._map: mmap.mmap | None = mmap.mmap(fd, layout.total)
+        self._pin: Any = (ctypes.c_char * layout.total).from_buffer(self._map)
+        self.address = ctypes.addressof(self._pin)
+        self.view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, layout: ArenaLayout) -> Arena:
+        """A new arena, zeroed, with its header written. Raises ArenaError where memory can't be had."""
+        try:
+            fd = os.memfd_create("uring_actors", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise ArenaError("can't create shared memory (memfd_create)", errno=error.errno) from error
+        try:
+            os.ftruncate(fd, layout.total)
+            arena = cls(fd, layout, secrets.token_bytes(16))
+        except OSError as error:
+            os.close(fd)
+            raise ArenaError(
+                f"can't map {layout.total} bytes of shared memory",
+                errno=error.errno,
+                fix="Use fewer or smaller slots, or raise the container's memory limit.",
+            ) from error
+        _HEADER.pack_into(
+            arena.view,
+            0,
+            abi.MAGIC,
+            abi.VERSION,
+            layout.lanes,
+            arena.nonce,
+            layout.total,
+            layout.slot_bytes,
+            layout.result_bytes,
+            layout.slots_per_lane,
+            layout.ring_slots,
+        )
+        return arena
+
+    def handle(self) -> ArenaHandle:
+        """For ``attach`` in another process; valid while this process keeps the arena open."""
+        return ArenaHandle(os.getpid(), self.fd, self.nonce, self.layout)
+
+    @classmethod
+    def attach(cls, handle: ArenaHandle) -> Arena:
+        """Map the arena that ``handle`` describes. Raises ArenaError where it is gone, closed to us, or not it."""
+        path = f"/proc/{handle.pid}/fd/{handle.fd}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise ArenaError(
+                f"can't attach to the arena of process {handle.pid}",
+                path=os.fsencode(path),
+                errno=error.errno,
+                fix="Its process may have died; else both must run as the same user in one PID namespace, with "
+                "a Python that has no file capabilities.",
+            ) from error
+        try:
+            _check(fd, handle, path)
+            return cls(fd, handle.layout, handle.nonce)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def at(self, offset: int) -> int:
+        """The address of a byte of the arena in this process."""
+        return self.address + offset
+
+    def words(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+        """``count`` 32-bit words from ``offset`` on, as an array over the shared memory itself."""
+        return np.frombuffer(self.view, np.uint32, count, offset)
+
+    def close(self) -> None:
+        """Unmap and close. What was exported keeps the mapping (not the descriptor) until it is dropped."""
+        if self._map is None:
+            return
+        self.view.release()
+        self._pin = None
+        with contextlib.suppress(BufferError):  # exported views keep it; it goes with the last of them
+            self._map.close()
+        self._map = None
+        os.close(self.fd)
+
+
+def _check(fd: int, handle: ArenaHandle, path: str) -> None:
+    def refuse(what: str) -> ArenaError:
+        return ArenaError(f"not the arena that was announced: {what}", path=os.fsencode(path))
+
+    size = os.fstat(fd).st_size
+    if size != handle.layout.total:
+        raise refuse(f"{size} bytes, expected {handle.layout.total}")
+    head = os.pread(fd, _HEADER.size, 0)
+    if len(head) < _HEADER.size:
+        raise refuse("it is truncated")
+    magic, version, lanes, nonce, total, slot_bytes, result_bytes, per_lane, ring_slots = _HEADER.unpack(head)
+    layout = handle.layout
+    if magic != abi.MAGIC:
+        raise refuse("wrong magic number")
+    if version != abi.VERSION:
+        raise refuse(f"layout version {version}, this program has {abi.VERSION}")
+    found = (lanes, total, slot_bytes, result_bytes, per_lane, ring_slots)
+    wanted = (
+        layout.lanes,
+        layout.total,
+        layout.slot_bytes,
+        layout.result_bytes,
+        layout.slots_per_lane,
+        layout.ring_slots,
+    )
+    if found != wanted:
+        raise refuse(f"its layout is {found}, expected {wanted}")
+    if nonce != handle.nonce:
+        raise refuse("wrong nonce: it belongs to another pipeline")
