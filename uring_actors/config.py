@@ -66,9 +66,7 @@ class ScanOptions:
     def __post_init__(self) -> None:
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
-                raise OptionError(
-                    f"{name} is {getattr(self, name)!r}", fix=f"It must be one of {', '.join(words)}."
-                )
+                raise OptionError(f"{name} is {getattr(self, name)!r}", fix=f"It must be one of {', '.join(words)}.")
         _check_int("lanes", self.lanes, 1, LANES_MAX)
         _check_int("slots", self.slots, SLOTS_MIN, SLOTS_MAX)
         if self.kernel_threads is not None:

@@ -45,7 +45,7 @@ HEADER_RING_SLOTS: Final = 60
 # ── control words (SPEC §3), as word indices ─────────────────────────────────────────────────────────────────
 CONTROL_SHUTDOWN_WORD: Final = 0
 CONTROL_DONE_COUNT_WORD: Final = 1
-CONTROL_TENANT_MASK_WORD: Final = 2
+CONTROL_TENANT_MASK_WORD: Final = 2  # one word a tenant: 0 lets it run, anything else makes its slots FAULT
 CONTROL_TENANT_MASK_COUNT: Final = 30
 CONTROL_TENANT_QUOTA_WORD: Final = 32
 CONTROL_TENANT_QUOTA_COUNT: Final = 32
@@ -129,6 +129,8 @@ FLAG_LAST: Final = 2  # the file's last
 FLAG_PACKED: Final = 4  # several files in one data slot
 FLAG_FAILED: Final = 8  # bytes are missing at the end (maybe all): SLOT_ERRNO says why; the rest is scanned
 NO_DATA_SLOT: Final = 0xFFFFFFFF
+ENODATA: Final = 61  # a status of ours: the file ended before the size that it was listed with
+ESTALE: Final = 116  # another one: the path leads to another file than the one listed
 
 # ── channel: head line, tail line, then records ──────────────────────────────────────────────────────────────
 CHANNEL_HEAD: Final = 0
@@ -142,6 +144,8 @@ RECORD_EXTENT_ID: Final = 12
 RECORD_FILE_OFFSET: Final = 16  # u64: file offset of the payload's first byte
 RECORD_STATUS: Final = 24  # 0, or an errno: ENODATA where the file ended before the size it was listed with
 RECORD_FLAGS: Final = 28
+# A record kernel host → publisher has the data slot and the ring slot; publisher → lane only the data slot.
+RECORD_RING_SLOT: Final = 4
 
 # ── result block: one for each data slot ─────────────────────────────────────────────────────────────────────
 RESULT_COUNT: Final = 0

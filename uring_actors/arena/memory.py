@@ -112,6 +112,30 @@ class Arena:
         """The address of a byte of the arena in this process."""
         return self.address + offset
 
+    def address_book(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The ``BOOK_*`` numbers of ``book.py``, for hot functions: where this process has everything."""
+        layout = self.layout
+        return np.array(
+            [
+                self.at(layout.control),
+                self.at(layout.state),
+                self.at(layout.ring),
+                self.at(layout.order),
+                layout.ring_slots - 1,
+                self.at(layout.results),
+                layout.result_bytes,
+                self.at(layout.data),
+                layout.slot_bytes,
+                self.at(layout.channels),
+                layout.channel_bytes,
+                layout.channel_records - 1,
+                layout.lanes,
+                layout.slots_per_lane,
+                layout.hit_capacity,
+            ],
+            np.int64,
+        )
+
     def words(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """``count`` 32-bit words from ``offset`` on, as an array over the shared memory itself."""
         return np.frombuffer(self.view, np.uint32, count, offset)

@@ -1,0 +1,144 @@
+"""The kernel host: runs the resident kernel and settles what it hands back.
+
+Three kinds of threads: the kernel's own (``megakernel/cpu.py``), one that settles (collect terminal slots in publish
+order → rows → retire), and whoever takes the batches. Batches wait in a bounded queue: a slow consumer stops the
+settling, then the ring runs dry of free slots and the lanes of credits, so memory stays bounded from end to end.
+
+Life: created → started → finishing (``finish`` was told how many files there are) → closed (idempotent).
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from uring_actors.arena import abi
+from uring_actors.arena.memory import Arena
+from uring_actors.errors import PipelineError
+from uring_actors.loop import SLICE_NS, LoopThread
+from uring_actors.megakernel import feed, ring
+from uring_actors.megakernel.cpu import CpuKernel
+from uring_actors.ops.base import Operation, Rows
+from uring_actors.plan import FileEntry
+from uring_actors.publisher import ScanJob
+from uring_actors.results.errors import Failure
+
+_COLLECT = 16
+"""Slots settled before the first of them is retired: few, so that lanes are not kept waiting."""
+_QUEUE = 8
+"""Batches that may wait for the consumer."""
+_FLUSH_SECONDS = 0.05
+"""How long rows may wait for a batch to fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStats:
+    """Counters so far: ``bytes`` of settled extents, ``first_row`` as time.monotonic() of the first batch."""
+
+    files: int
+    bytes: int
+    matches: int
+    errors: int
+    first_row: float | None
+
+
+class KernelHost:
+    """One node's kernel host. ``failure`` is what ended one of its threads, if anything did."""
+
+    def __init__(self, arena: Arena, job: ScanJob, operation: Operation, *, threads: int, spins: int) -> None:
+        self._arena = arena
+        self._book = arena.address_book()
+        self._spins = spins
+        self._settler = operation.make_settler(arena, job.payload)
+        self._kernel = CpuKernel(arena, threads, spins=spins, make_worker=lambda: operation.make_worker(arena))
+        self._retired = feed.retired_channel(self._book)
+        self._mask = arena.layout.channel_records - 1
+        self._rows: Rows = np.zeros((_COLLECT, ring.COLUMNS), np.int64)
+        self._position = int(arena.words(arena.layout.state + abi.STATE_RETIRED, 1)[0])
+        self._incoming: queue.SimpleQueue[Sequence[FileEntry]] = queue.SimpleQueue()
+        self._batches: queue.Queue[pa.RecordBatch | None] = queue.Queue(_QUEUE)
+        self._total: int | None = None
+        self._flushed = time.monotonic()
+        self._first_row: float | None = None
+        self._settling = LoopThread("settle", self._step)
+
+    def start(self) -> None:
+        self._kernel.start()
+        self._settling.start()
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._settling.failure or self._kernel.failure
+
+    def add_files(self, files: Sequence[FileEntry]) -> None:
+        """Announce files, before any reader has them."""
+        self._incoming.put(files)
+
+    def finish(self, total: int) -> None:
+        """No more files than the ``total`` announced so far: the batches end when all are settled."""
+        self._total = total
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Rows as they are settled, until all files are done or the host is closed. One consumer."""
+        while (batch := self._batches.get()) is not None:
+            yield batch
+
+    def failures(self) -> list[Failure]:
+        """What could not be scanned so far."""
+        return list(self._settler.failures)
+
+    def stats(self) -> HostStats:
+        settler = self._settler
+        return HostStats(settler.files, settler.bytes, settler.matches, len(settler.failures), self._first_row)
+
+    def _step(self) -> bool:
+        count = ring.collect(self._book, self._position, self._rows, self._spins, SLICE_NS)
+        # After collecting: whoever submitted these slots' files has announced them before.
+        while not self._incoming.empty():
+            self._settler.expect(self._incoming.get())
+        if count:
+            rows = self._rows[:count]
+            self._settler.settle(rows)
+            if not ring.retire(self._book, self._retired, self._mask, rows, count):
+                raise PipelineError("the retired channel is full: a slot was retired twice, or the publisher is gone")
+            self._position = (self._position + count) & abi.WRAP
+        finished = self._settler.files == self._total
+        now = time.monotonic()
+        due = finished or now - self._flushed >= _FLUSH_SECONDS
+        if due:
+            self._flushed = now
+        for batch in self._settler.take(everything=due):
+            if not self._put(batch):
+                return False
+        if finished:
+            self._put(None)
+        return not finished
+
+    def _put(self, batch: pa.RecordBatch | None) -> bool:
+        """Queue a batch, for as long as it takes; False where the host was closed meanwhile."""
+        if batch is not None and self._first_row is None:
+            self._first_row = time.monotonic()
+        while not self._settling.stopping:
+            try:
+                self._batches.put(batch, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def close(self) -> None:
+        """Stop the kernel and the settling, and end the batches."""
+        self._settling.stop()
+        self._kernel.close()
+        self._settling.join(10)
+        while True:  # make room for the end mark; whoever still reads gets it next
+            try:
+                self._batches.put_nowait(None)
+                return
+            except queue.Full:
+                self._batches.get_nowait()

@@ -1,0 +1,177 @@
+"""The resident kernel on the CPU: a pool of threads that poll the ring and claim slots.
+
+Operations that are loops over bytes run compiled, here; one that must call a library (MATCH) comes back to Python
+once a slot, in the thread that claimed it, through its ``Worker``. A thread sleeps on the kernel's bell when the
+ring has nothing for it. Life: created → started → closed (idempotent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from uring_actors.arena import abi, bell
+from uring_actors.arena.atomics import clock_ns, load8, load32, load64, pause, store32, store64
+from uring_actors.arena.book import BOOK_DATA, BOOK_SLOT_BYTES, BOOK_STATE, Book
+from uring_actors.arena.memory import Arena
+from uring_actors.hot import hot
+from uring_actors.loop import SLICE_NS, LoopThread
+from uring_actors.megakernel import ring
+
+IDLE: Final = -1
+STOP: Final = -2
+
+
+@hot
+def payload_address(book: Book, slot: int) -> int:
+    """Where the payload of a scan's ring slot begins."""
+    address = ring.slot_address(book, slot)
+    data_slot = load32(address + abi.SLOT_DATA_SLOT)
+    return book[BOOK_DATA] + data_slot * book[BOOK_SLOT_BYTES] + load32(address + abi.SLOT_PAYLOAD_OFFSET)
+
+
+@hot
+def sum_bytes(address: int, length: int) -> int:
+    """The sum of ``length`` bytes. Eight at a time: even and odd bytes in 16-bit lanes, folded before they can
+    overflow (a lane takes 128 steps of at most 2 · 255)."""
+    total = 0
+    i = 0
+    while i < length and (address + i) & 7:
+        total += load8(address + i)
+        i += 1
+    words = (length - i) >> 3
+    base = address + i
+    low = 0x00FF00FF00FF00FF
+    done = 0
+    while done < words:
+        stop = min(words, done + 128)
+        lanes = 0
+        for k in range(done, stop):
+            word = load64(base + (k << 3))
+            lanes += (word & low) + ((word >> 8) & low)
+        total += (lanes & 0xFFFF) + ((lanes >> 16) & 0xFFFF) + ((lanes >> 32) & 0xFFFF) + ((lanes >> 48) & 0xFFFF)
+        done = stop
+    i += words << 3
+    while i < length:
+        total += load8(address + i)
+        i += 1
+    return total
+
+
+@hot
+def touch(book: Book, slot: int) -> None:
+    """TOUCH: read every payload byte; the result block's first value is their sum."""
+    address = ring.slot_address(book, slot)
+    result = ring.result_address(book, load32(address + abi.SLOT_DATA_SLOT))
+    total = sum_bytes(payload_address(book, slot), load32(address + abi.SLOT_PAYLOAD_BYTES))
+    store32(result + abi.RESULT_COUNT, 0)
+    store32(result + abi.RESULT_OVERFLOW, 0)
+    store64(result + abi.RESULT_VALUES, total)
+
+
+@hot
+def execute(book: Book, slot: int) -> bool:
+    """Run a claimed slot whose operation is compiled; False where Python must run it."""
+    if not ring.permitted(book, slot):
+        ring.finish(book, slot, abi.FAULT)
+        return True
+    opcode = load32(ring.slot_address(book, slot) + abi.SLOT_OPCODE)
+    if opcode == abi.OP_SCAN_MATCH:
+        return False
+    status = abi.DONE
+    if opcode == abi.OP_SCAN_TOUCH:
+        touch(book, slot)
+    elif opcode == abi.OP_BATCH_FENCE:
+        ring.advance_epoch(book)
+    elif opcode != abi.OP_NOP and opcode != abi.OP_SCAN_NOP:
+        status = abi.FAULT
+    ring.finish(book, slot, status)
+    return True
+
+
+@hot
+def serve(book: Book, spins: int, slice_ns: int) -> int:
+    """Claim and run slots for about ``slice_ns``. A ring slot that Python must run, IDLE at the end of the slice,
+    or STOP when SHUTDOWN is set."""
+    my_bell = book[BOOK_STATE] + abi.BELL_KERNEL
+    deadline = clock_ns() + slice_ns
+    spun = 0
+    while True:
+        if ring.shutting_down(book):
+            return STOP
+        slot = ring.claim(book)
+        if slot != ring.NOTHING:
+            if not execute(book, slot):
+                return slot
+            spun = 0
+            if clock_ns() >= deadline:
+                return IDLE
+            continue
+        if spun < spins:
+            spun += 1
+            pause()
+            continue
+        key = bell.prepare(my_bell)
+        left = deadline - clock_ns()
+        if ring.published(book) or left <= 0 or ring.shutting_down(book):
+            bell.cancel(my_bell)
+            if left <= 0:
+                return IDLE
+            continue
+        bell.sleep(my_bell, key, left)
+        spun = 0
+
+
+class Worker(Protocol):
+    """One kernel thread's part of an operation that must run in Python."""
+
+    def run(self, slot: Sequence[int]) -> None:
+        """Work on a claimed slot (its 16 words) and write its result block."""
+
+
+class CpuKernel:
+    """The pool. ``make_worker`` is called once a thread; it gives None where every operation is compiled."""
+
+    def __init__(self, arena: Arena, threads: int, *, spins: int, make_worker: Callable[[], Worker | None]) -> None:
+        self._arena = arena
+        self._book = arena.address_book()
+        self._words = arena.words(arena.layout.ring, arena.layout.ring_slots * 16).reshape(-1, 16)
+        self._spins = spins
+        self._make_worker = make_worker
+        self._threads = [self._thread(i) for i in range(threads)]
+
+    def _thread(self, number: int) -> LoopThread:
+        worker = self._make_worker()
+
+        def step() -> bool:
+            slot = serve(self._book, self._spins, SLICE_NS)
+            if slot < 0:
+                return slot != STOP
+            if worker is None:
+                ring.finish(self._book, slot, abi.FAULT)
+                return True
+            try:
+                worker.run(self._words[slot].tolist())
+            except BaseException:
+                ring.finish(self._book, slot, abi.FAULT)
+                raise
+            ring.finish(self._book, slot, abi.DONE)
+            return True
+
+        return LoopThread(f"kernel-{number}", step)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def failure(self) -> BaseException | None:
+        return next((thread.failure for thread in self._threads if thread.failure), None)
+
+    def close(self) -> None:
+        """Set SHUTDOWN, which ends every thread, and wait for them."""
+        for thread in self._threads:
+            thread.stop()
+        ring.shut_down(self._book)
+        for thread in self._threads:
+            thread.join(10)

@@ -1,0 +1,98 @@
+"""What an operation is: an opcode, the context that it needs, and how its results become rows.
+
+The kernel runs an operation on each slot; *settling* then makes the extents of a file into its rows, on the kernel
+host, in one thread. A settler sees every slot of the scan once, in publish order, with its data slot still in
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from uring_actors.arena import abi
+from uring_actors.arena.memory import Arena
+from uring_actors.errors import errno_name
+from uring_actors.megakernel import ring
+from uring_actors.megakernel.cpu import Worker
+from uring_actors.plan import FileEntry
+from uring_actors.results.errors import Failure
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+"""What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
+
+
+class Settler(Protocol):
+    """Extents into rows. Used by one thread, except for the counters."""
+
+    files: int
+    """Files settled, failed ones included."""
+    bytes: int
+    """Payload bytes of settled extents."""
+    matches: int
+    failures: list[Failure]
+
+    def expect(self, files: Sequence[FileEntry]) -> None:
+        """These files' extents will come. Empty files have none and are settled at once."""
+
+    def settle(self, rows: Rows) -> None:
+        """Take these slots. After it returns, their data slots belong to the lanes again."""
+
+    def take(self, *, everything: bool) -> list[pa.RecordBatch]:
+        """Batches that are ready; with ``everything`` also what has not filled one yet."""
+
+
+class Operation(Protocol):
+    """One kind of scan. Picklable: it is made in the driver and sent to the kernel host."""
+
+    opcode: int
+    halo: int
+    """Bytes that must follow the payload, where the file has them."""
+    lead: bool
+    """Whether bytes must stand before the payload."""
+    schema: pa.Schema
+
+    def make_worker(self, arena: Arena) -> Worker | None:
+        """A kernel thread's part, where Python must run it; None where the CPU kernel has it compiled."""
+
+    def make_settler(self, arena: Arena, payload: int) -> Settler:
+        """For one scan whose full extents have ``payload`` bytes."""
+
+
+def extents(size: int, payload: int) -> int:
+    """How many extents a file of ``size`` bytes has."""
+    return -(-size // payload)
+
+
+def read_failure(entry: FileEntry, row: Sequence[int]) -> Failure:
+    """The row in ``errors`` for a slot that has FLAG_FAILED: what is missing, and from which byte on."""
+    number = row[ring.COLUMN_ERRNO]
+    offset = row[ring.COLUMN_FILE_OFFSET] + row[ring.COLUMN_PAYLOAD_BYTES]
+    if number == abi.ENODATA:
+        message = f"the file shrank while it was scanned: it had {entry.size} bytes when it was listed"
+        return Failure(entry.path, message, errno=number, offset=offset)
+    if number == abi.ESTALE:
+        message = "another file took this path between listing and reading; scan it again"
+        return Failure(entry.path, message, errno=number)
+    whole = row[ring.COLUMN_FLAGS] & abi.FLAG_FIRST and row[ring.COLUMN_DATA_SLOT] == abi.NO_DATA_SLOT
+    if whole:
+        return Failure(entry.path, "cannot open the file", errno=number)
+    return Failure(
+        entry.path,
+        f"cannot read the file ({errno_name(number)}); the rest of the extent is not scanned",
+        errno=number,
+        offset=offset,
+    )
+
+
+def fault_failure(entry: FileEntry, row: Sequence[int]) -> Failure:
+    """The row in ``errors`` for a slot that the kernel handed back as FAULT."""
+    return Failure(
+        entry.path,
+        f"the kernel refused this extent (opcode {row[ring.COLUMN_OPCODE]:#x})",
+        offset=row[ring.COLUMN_FILE_OFFSET],
+        error="FAULT",
+    )
