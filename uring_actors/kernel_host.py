@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ _COLLECT = 16
 """Slots settled before the first of them is retired: few, so that lanes are not kept waiting."""
 _QUEUE = 8
 """Batches that may wait for the consumer."""
+_CHECK_SECONDS = 0.2
 _FLUSH_SECONDS = 0.05
 """How long rows may wait for a batch to fill."""
 
@@ -83,9 +84,20 @@ class KernelHost:
         """No more files than the ``total`` announced so far: the batches end when all are settled."""
         self._total = total
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Rows as they are settled, until all files are done or the host is closed. One consumer."""
-        while (batch := self._batches.get()) is not None:
+    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+        """Rows as they are settled, until all files are done or the host is closed. One consumer.
+
+        While none come, ``check`` is called a few times a second: it raises where waiting is in vain.
+        """
+        while True:
+            try:
+                batch = self._batches.get(timeout=_CHECK_SECONDS)
+            except queue.Empty:
+                check()
+                continue
+            if batch is None:
+                check()
+                return
             yield batch
 
     def failures(self) -> list[Failure]:

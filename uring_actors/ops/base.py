@@ -48,12 +48,19 @@ class Settler(Protocol):
 class Operation(Protocol):
     """One kind of scan. Picklable: it is made in the driver and sent to the kernel host."""
 
-    opcode: int
-    halo: int
-    """Bytes that must follow the payload, where the file has them."""
-    lead: bool
-    """Whether bytes must stand before the payload."""
-    schema: pa.Schema
+    @property
+    def opcode(self) -> int: ...
+
+    @property
+    def halo(self) -> int:
+        """Bytes that must follow the payload, where the file has them."""
+
+    @property
+    def lead(self) -> bool:
+        """Whether bytes must stand before the payload."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
 
     def make_worker(self, arena: Arena) -> Worker | None:
         """A kernel thread's part, where Python must run it; None where the CPU kernel has it compiled."""

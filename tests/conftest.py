@@ -1,0 +1,24 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from uring_actors.arena.abi import ArenaLayout
+from uring_actors.arena.memory import Arena
+
+
+@pytest.fixture
+def make_arena() -> Iterator[Callable[..., Arena]]:
+    """Arenas that are closed at the end of the test."""
+    arenas: list[Arena] = []
+
+    def make(lanes: int = 1, slots: int = 4, slot_bytes: int = 65536, result_bytes: int = 4096) -> Arena:
+        arenas.append(Arena.create(ArenaLayout(lanes, slots, slot_bytes, result_bytes)))
+        return arenas[-1]
+
+    yield make
+    for arena in arenas:
+        arena.close()

@@ -1,0 +1,308 @@
+"""The megakernel's ring and the CPU kernel: publish, order, tail, claim, done, fault, retire, epoch, tenant mask."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uring_actors.arena import abi, bell, channel
+from uring_actors.arena.memory import Arena
+from uring_actors.errors import PipelineError
+from uring_actors.megakernel import cpu, feed, ring
+from uring_actors.publisher import Publisher, ScanJob
+
+MakeArena = Callable[..., Arena]
+JUST_BELOW_WRAP = 2**32 - 5
+SLICE = 20_000_000
+
+
+def start_counters(arena: Arena, value: int) -> None:
+    for offset in (abi.STATE_TAIL, abi.STATE_CLAIM, abi.STATE_RETIRED):
+        arena.words(arena.layout.state + offset, 1)[0] = value
+
+
+def control(arena: Arena) -> np.ndarray:
+    return arena.words(arena.layout.control, abi.CONTROL_WORDS)
+
+
+def publish(
+    arena: Arena, position: int, slot: int, opcode: int = abi.OP_SCAN_NOP, tenant: int = 0, **scan: int
+) -> None:
+    book = arena.address_book()
+    fields = {"data_slot": 0, "payload": 0, "offset": 0, "file_id": slot} | scan
+    ring.write_scan(
+        book, slot, fields["data_slot"], fields["payload"], fields["offset"], 0, 0, fields["file_id"], 0, 0, 0, 0
+    )
+    ring.stage(book, position, slot, opcode, tenant)
+    ring.announce(book, (position + 1) & abi.WRAP)
+
+
+class Kernel:
+    """A CPU kernel of compiled operations, closed at the end of the block."""
+
+    def __init__(self, arena: Arena, threads: int = 1, spins: int = 50) -> None:
+        self.kernel = cpu.CpuKernel(arena, threads, spins=spins, make_worker=lambda: None)
+
+    def __enter__(self) -> cpu.CpuKernel:
+        self.kernel.start()
+        return self.kernel
+
+    def __exit__(self, *_: object) -> None:
+        self.kernel.close()
+        assert self.kernel.failure is None
+
+
+def collect(arena: Arena, position: int, count: int, seconds: float = 5) -> np.ndarray:
+    """``count`` terminal slots from ``position`` on, in publish order."""
+    book, found = arena.address_book(), []
+    deadline = time.monotonic() + seconds
+    while len(found) < count:
+        rows = np.zeros((3, ring.COLUMNS), np.int64)
+        n = ring.collect(book, (position + len(found)) & abi.WRAP, rows, 10, 10_000_000)
+        found += rows[:n].tolist()
+        assert time.monotonic() < deadline, f"only {len(found)} of {count} slots came back"
+    return np.array(found)
+
+
+@pytest.mark.parametrize("start", [0, JUST_BELOW_WRAP, 2**31 - 3])
+def test_slots_pass_round_the_ring_many_times(make_arena: MakeArena, start: int) -> None:
+    arena = make_arena(slots=2)
+    start_counters(arena, start)
+    slots = arena.layout.ring_slots
+    book = arena.address_book()
+    with Kernel(arena, threads=2):
+        for round_ in range(50):
+            position = (start + round_ * slots) & abi.WRAP
+            for i in range(slots):  # a different order of slots every round
+                publish(arena, (position + i) & abi.WRAP, (i * 3 + round_) % slots)
+            rows = collect(arena, position, slots)
+            assert rows[:, ring.COLUMN_RING_SLOT].tolist() == [(i * 3 + round_) % slots for i in range(slots)]
+            assert (rows[:, ring.COLUMN_STATUS] == abi.DONE).all()
+            assert ring.retire(book, feed.retired_channel(book), arena.layout.channel_records - 1, rows, slots)
+            for _ in range(slots):
+                channel.pop(feed.retired_channel(book))
+    words = {name: int(arena.words(arena.layout.state + at, 1)[0]) for name, at in STATE.items()}
+    assert words == dict.fromkeys(STATE, (start + 50 * slots) & abi.WRAP)
+    assert control(arena)[abi.CONTROL_DONE_COUNT_WORD] == 50 * slots
+
+
+STATE = {"tail": abi.STATE_TAIL, "claim": abi.STATE_CLAIM, "retired": abi.STATE_RETIRED}
+
+
+def test_every_slot_is_claimed_once(make_arena: MakeArena) -> None:
+    arena = make_arena(slots=512)
+    start_counters(arena, JUST_BELOW_WRAP)
+    book = arena.address_book()
+    count = arena.layout.ring_slots
+    claimed: list[list[int]] = [[] for _ in range(4)]
+
+    def claimer(mine: list[int]) -> None:
+        while len(mine) < count and (slot := ring.claim(book)) != -2:
+            if slot >= 0:
+                mine.append(slot)
+            elif stop.is_set():
+                return
+
+    stop = threading.Event()
+    threads = [threading.Thread(target=claimer, args=(mine,)) for mine in claimed]
+    for thread in threads:
+        thread.start()
+    for i in range(count):
+        publish(arena, (JUST_BELOW_WRAP + i) & abi.WRAP, i)
+    deadline = time.monotonic() + 20
+    while sum(map(len, claimed)) < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(slot for mine in claimed for slot in mine) == list(range(count))
+    assert ring.claim(book) == ring.NOTHING
+
+
+def test_collecting_stops_at_the_first_slot_that_is_not_done(make_arena: MakeArena) -> None:
+    arena = make_arena()
+    book = arena.address_book()
+    for i in range(3):
+        publish(arena, i, i)
+        assert ring.claim(book) == i
+    rows = np.zeros((8, ring.COLUMNS), np.int64)
+    ring.finish(book, 2, abi.DONE)
+    assert ring.collect(book, 0, rows, 0, 1_000_000) == 0
+    ring.finish(book, 0, abi.FAULT)
+    assert ring.collect(book, 0, rows, 0, 1_000_000) == 1
+    assert rows[0, ring.COLUMN_STATUS] == abi.FAULT
+    ring.finish(book, 1, abi.DONE)
+    assert ring.collect(book, 0, rows, 0, 1_000_000) == 3
+    assert ring.collect(book, 3, rows, 0, 1_000_000) == 0
+
+
+@pytest.mark.parametrize("tenant", [0, 7, 29, 30, 31, 2**32 - 1])
+def test_a_forbidden_tenant_faults_and_never_runs(make_arena: MakeArena, tenant: int) -> None:
+    arena = make_arena()
+    words = control(arena)
+    if tenant < abi.TENANTS:
+        words[abi.CONTROL_TENANT_MASK_WORD + tenant] = 1
+    publish(arena, 0, 0, abi.OP_BATCH_FENCE, tenant)
+    publish(arena, 1, 1, abi.OP_BATCH_FENCE, (tenant + 1) % abi.TENANTS)
+    with Kernel(arena):
+        rows = collect(arena, 0, 2)
+    assert rows[:, ring.COLUMN_STATUS].tolist() == [abi.FAULT, abi.DONE]
+    assert words[abi.CONTROL_EPOCH_WORD] == 1  # the second slot's
+    assert words[abi.CONTROL_DONE_COUNT_WORD] == 2
+
+
+def test_unknown_opcodes_fault(make_arena: MakeArena) -> None:
+    arena = make_arena()
+    opcodes = [abi.OP_NOP, abi.OP_SCAN_NOP, 0x12345678, abi.OP_SCAN_MATCH]  # no worker here for the last
+    for i, opcode in enumerate(opcodes):
+        publish(arena, i, i, opcode)
+    with Kernel(arena):
+        rows = collect(arena, 0, 4)
+    assert rows[:, ring.COLUMN_STATUS].tolist() == [abi.DONE, abi.DONE, abi.FAULT, abi.FAULT]
+    metrics = control(arena)[abi.CONTROL_METRICS_WORD : abi.CONTROL_METRICS_WORD + abi.CONTROL_METRICS_COUNT]
+    assert metrics.sum() == 2
+
+
+def test_shutdown_ends_the_kernel_at_once(make_arena: MakeArena) -> None:
+    arena = make_arena()
+    with Kernel(arena, threads=3):
+        time.sleep(0.1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+
+
+@given(st.binary(max_size=5000), st.integers(0, 15))
+def test_sum_bytes(data: bytes, shift: int) -> None:
+    memory = np.zeros(len(data) + 32, np.uint8)
+    memory[shift : shift + len(data)] = np.frombuffer(data, np.uint8)
+    assert cpu.sum_bytes(memory.ctypes.data + shift, len(data)) == sum(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, 199, 4095, 4096, 4097, 65535, 65536])
+def test_sum_of_the_largest_bytes_does_not_overflow(size: int) -> None:
+    memory = np.full(size + 1, 255, np.uint8)
+    assert cpu.sum_bytes(memory.ctypes.data, size) == 255 * size
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 65536), (0, 1), (4096, 4097), (4096, 199)])
+def test_touch_sums_the_payload_alone(make_arena: MakeArena, offset: int, size: int) -> None:
+    arena = make_arena()
+    data = np.frombuffer(arena.view, np.uint8, 65536, arena.layout.slot(2))
+    data[:] = np.random.default_rng(size).integers(0, 256, 65536, np.uint8)
+    publish(arena, 0, 0, abi.OP_SCAN_TOUCH, data_slot=2, payload=size, offset=offset)
+    with Kernel(arena):
+        rows = collect(arena, 0, 1)
+    assert rows[0, ring.COLUMN_VALUE] == data[offset : offset + size].sum(dtype=np.int64)
+
+
+class FakeLane:
+    """Plays a lane's part on its channels: completions out, credits back."""
+
+    def __init__(self, arena: Arena, lane: int) -> None:
+        book = arena.address_book()
+        self.mask = arena.layout.channel_records - 1
+        self.completions = feed.completion_channel(book, lane)
+        self.credits = feed.credit_channel(book, lane)
+        first = lane * arena.layout.slots_per_lane
+        self.free = list(range(first, first + arena.layout.slots_per_lane))
+
+    def complete(self, file_id: int, nbytes: int, *, slot: int | None = None, status: int = 0) -> None:
+        data_slot = self.free.pop() if slot is None else slot
+        assert channel.push(self.completions, self.mask, data_slot, nbytes, file_id, 3, 1 << 40, status, 1)
+
+    def take_credits(self) -> None:
+        while channel.peek(self.credits, self.mask):
+            record = channel.peek(self.credits, self.mask)
+            self.free.append(int(np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint32 * 1).from_address(record))[0]))
+            channel.pop(self.credits)
+
+
+@pytest.mark.parametrize("start", [0, JUST_BELOW_WRAP])
+def test_publisher_carries_every_completion_and_hands_credits_back(make_arena: MakeArena, start: int) -> None:
+    arena = make_arena(lanes=3, slots=2)
+    start_counters(arena, start)
+    book = arena.address_book()
+    job = ScanJob(payload=1000, lead=0, halo=0, opcode=abi.OP_SCAN_NOP)
+    publisher = Publisher(arena, job, spins=50)
+    lanes = [FakeLane(arena, i) for i in range(3)]
+    seen: list[int] = []
+    sent = 0
+    position = start
+    with Kernel(arena, threads=2):
+        publisher.start()
+        deadline = time.monotonic() + 30
+        while len(seen) < 3000:
+            assert time.monotonic() < deadline
+            for lane in lanes:
+                lane.take_credits()
+                if lane.free and sent < 3000:
+                    lane.complete(sent, 1 + sent % 1500)
+                    sent += 1
+
+            bell.ring(arena.at(arena.layout.state + abi.BELL_PUBLISHER), 1)
+            rows = np.zeros((4, ring.COLUMNS), np.int64)
+            n = ring.collect(book, position, rows, 10, 1_000_000)
+            for row in rows[:n]:
+                number = int(row[ring.COLUMN_FILE_ID])
+                nbytes = 1 + number % 1500
+                assert row[ring.COLUMN_PAYLOAD_BYTES] == min(nbytes, 1000)
+                assert row[ring.COLUMN_HALO_BYTES] == max(0, nbytes - 1000)
+                assert row[ring.COLUMN_FILE_OFFSET] == 1 << 40
+                assert row[ring.COLUMN_EXTENT_ID] == 3
+                seen.append(number)
+            assert ring.retire(book, feed.retired_channel(book), arena.layout.channel_records - 1, rows, n)
+            position = (position + n) & abi.WRAP
+        publisher.close()
+    assert publisher.failure is None
+    assert sorted(seen) == list(range(3000))
+    assert publisher.stats().published == 3000
+    assert publisher.stats().retired >= 3000 - 6  # the last may still be in the channel
+
+
+def test_publisher_marks_failures_and_publishes_them_without_a_scan(make_arena: MakeArena) -> None:
+    arena = make_arena()
+    job = ScanJob(payload=65536, lead=0, halo=0, opcode=abi.OP_SCAN_TOUCH)
+    publisher = Publisher(arena, job, spins=0)
+    lane = FakeLane(arena, 0)
+    lane.complete(1, 0, slot=abi.NO_DATA_SLOT, status=2)
+    lane.complete(2, 10, status=5)
+    with Kernel(arena):
+        publisher.start()
+        rows = collect(arena, 0, 2)
+        publisher.close()
+    assert rows[:, ring.COLUMN_ERRNO].tolist() == [2, 5]
+    assert (rows[:, ring.COLUMN_FLAGS] & abi.FLAG_FAILED != 0).all()
+    assert rows[:, ring.COLUMN_OPCODE].tolist() == [abi.OP_SCAN_NOP, abi.OP_SCAN_TOUCH]
+
+
+def test_publisher_refuses_a_ring_slot_in_flight(make_arena: MakeArena) -> None:
+    arena = make_arena()
+    arena.words(arena.layout.ring, arena.layout.ring_slots * 16).reshape(-1, 16)[:, 0] = abi.CLAIMED
+    publisher = Publisher(arena, ScanJob(65536, 0, 0, abi.OP_SCAN_NOP), spins=0)
+    FakeLane(arena, 0).complete(1, 10)
+    publisher.start()
+    deadline = time.monotonic() + 5
+    while publisher.failure is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    publisher.close()
+    assert isinstance(publisher.failure, PipelineError)
+    assert "still in flight" in str(publisher.failure)
+    assert int(arena.words(arena.layout.state + abi.STATE_TAIL, 1)[0]) == 0
+
+
+@given(
+    st.sampled_from([1 << 16, 1 << 20, 1 << 24]),
+    st.integers(0, 16384),
+    st.booleans(),
+)
+def test_a_job_fits_its_data_slot(slot_bytes: int, halo: int, lead: bool) -> None:
+    job = ScanJob.fit(slot_bytes, 0, halo=halo, lead=lead)
+    assert job.payload % 4096 == 0
+    assert job.payload > 0
+    assert job.lead + job.payload + halo <= slot_bytes
