@@ -1,0 +1,33 @@
+# make demo    scan the interpreter's standard library through Ray actors
+# make test    lint, types and tests
+# Both set up .venv by themselves; they need python3 (3.11 or later) with pip, and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PATTERNS := -e 'AKIA[0-9A-Z]{16}' -e 'gh[pousr]_[A-Za-z0-9]{36}' -e 'def test_[a-z]+_?unicode' -F 'BEGIN RSA PRIVATE KEY'
+
+.PHONY: demo test slow bench clean
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uring_actors needs Python 3.11 or later: make PYTHON=…")'
+	$(PYTHON) -m venv .venv || { $(PYTHON) -m pip install --quiet virtualenv && $(PYTHON) -m virtualenv --quiet .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/uring-actors scan $(PATTERNS) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
+
+test: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+slow: .venv/.ready
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/.ready
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,335 @@
+"""The roles as Ray actors: one reader per device, one publisher, one kernel host, in one placement group.
+
+Ray starts, places, watches and stops; it carries file lists, statistics and result batches. Data and slot indices move
+through the arena alone, which the kernel host's process creates and the others attach to.
+
+Actors start in two phases: a constructor that does nothing, then ``initialise``. ``run`` is a call that lasts as long
+as the actor works: its reference is the sentinel by which a death is noticed. Nothing is freed by the actors' own
+clean-up alone: ``ray.kill`` runs none, and the arena goes with its last process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from uring_actors.arena.memory import Arena, ArenaHandle
+from uring_actors.errors import DeadlineExceeded, NodeFailed, PipelineError, UringActorsError
+from uring_actors.kernel_host import HostStats, KernelHost
+from uring_actors.node import NodeSpec, NodeStats, node_failure
+from uring_actors.plan import FileEntry
+from uring_actors.publisher import Publisher
+from uring_actors.reader import Reader, ReaderStats
+from uring_actors.results.errors import Failure
+
+_START_SECONDS = 60.0
+_CALL_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_WATCH_SECONDS = 0.25
+_SUBMITS_IN_FLIGHT = 2
+_STREAMED_BATCHES = 4
+"""Batches that may lie in the object store before the driver has taken one."""
+_OBJECT_STORE_BYTES = 128 << 20
+"""Enough for the batches in flight, where this process starts Ray itself."""
+
+
+class _RoleActor:
+    """What the three have in common: a part that works in threads, watched by ``run``."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+        self._part: Reader | Publisher | KernelHost | None = None
+        self._arena: Arena | None = None
+        self._stopping = threading.Event()
+
+    def _begin(self, arena: Arena, part: Reader | Publisher | KernelHost) -> None:
+        self._arena, self._part = arena, part
+        part.start()
+
+    def run(self) -> None:
+        """Lasts until ``stop``. Raises what ended the part's threads, if anything did."""
+        while not self._stopping.wait(_WATCH_SECONDS):
+            if self._part is not None and self._part.failure is not None:
+                raise node_failure(self._role, self._part.failure)
+
+    def stop(self) -> None:
+        """Close the part and the arena. Idempotent."""
+        self._stopping.set()
+        part, self._part = self._part, None
+        if part is not None:
+            part.close()
+        if self._arena is not None:
+            self._arena.close()
+
+
+class HostActor(_RoleActor):
+    """Creates the arena and runs the kernel host."""
+
+    def __init__(self) -> None:
+        super().__init__("kernel host")
+
+    def initialise(self, spec: NodeSpec) -> ArenaHandle:
+        arena = Arena.create(spec.layout)
+        self._host = spec.make_host(arena)
+        self._begin(arena, self._host)
+        return arena.handle()
+
+    def add_files(self, files: Sequence[FileEntry]) -> None:
+        self._host.add_files(files)
+
+    def finish(self, total: int) -> None:
+        self._host.finish(total)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        yield from self._host.batches(self._check)
+
+    def _check(self) -> None:
+        if self._host.failure is not None:
+            raise node_failure(self._role, self._host.failure)
+
+    def stats(self) -> HostStats:
+        return self._host.stats()
+
+    def failures(self) -> list[Failure]:
+        return self._host.failures()
+
+
+class PublisherActor(_RoleActor):
+    def __init__(self) -> None:
+        super().__init__("publisher")
+
+    def initialise(self, spec: NodeSpec, handle: ArenaHandle) -> None:
+        arena = Arena.attach(handle)
+        self._begin(arena, spec.make_publisher(arena))
+
+
+class ReaderActor(_RoleActor):
+    def __init__(self, device: str) -> None:
+        super().__init__(f"reader of {device}")
+
+    def initialise(self, spec: NodeSpec, handle: ArenaHandle, number: int) -> None:
+        arena = Arena.attach(handle)
+        self._reader = spec.make_reader(arena, number)
+        self._begin(arena, self._reader)
+
+    def submit(self, files: Sequence[FileEntry], announced: None) -> None:
+        """``announced`` is the host's answer to ``add_files``: Ray makes this call wait for it."""
+        self._reader.submit(files)
+
+    def finish(self) -> None:
+        self._reader.finish()
+
+    def stats(self) -> ReaderStats:
+        return self._reader.stats()
+
+
+def ensure_ray() -> None:
+    """Use the Ray that this process is connected to, or that RAY_ADDRESS names, or start one."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    ray.init(**options)
+
+
+def _this_node() -> str:
+    """The resource that only this machine's raylet has: what pins the pipeline to where the paths are."""
+    mine = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == mine:
+            return next(r for r in node["Resources"] if r.startswith("node:") and r != "node:__internal_head__")
+    raise NodeFailed("node", "Ray does not list the node that this process runs on")
+
+
+class RayNode:
+    """One node's pipeline as Ray actors."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self.spec = spec
+        self._group: PlacementGroup | None = None
+        self._actors: dict[str, Any] = {}
+        self._sentinels: dict[Any, str] = {}
+        self._submitted: list[Any] = []
+        self._failure: UringActorsError | None = None
+        self._closing = threading.Event()
+        self._monitor = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    # ── start ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        ensure_ray()
+        deadline = time.monotonic() + _START_SECONDS
+        # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something, and
+        # a little of the node's own resource also says where.
+        self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK")
+        self._get(self._group.ready(), "a placement group", deadline)
+        self._host = self._actor("kernel host", HostActor)
+        self._publisher = self._actor("publisher", PublisherActor)
+        self._readers = [
+            self._actor(f"reader of {name}", ReaderActor, name, key=f"reader {i}")
+            for i, (_, name) in enumerate(self.spec.devices)
+        ]
+        handle = self._get(self._host.initialise.remote(self.spec), "the kernel host to start", deadline)
+        begun = [self._publisher.initialise.remote(self.spec, handle)]
+        begun += [reader.initialise.remote(self.spec, handle, i) for i, reader in enumerate(self._readers)]
+        self._get(begun, "publisher and readers to start", deadline)
+        self._sentinels = {actor.run.remote(): role for role, actor in self._actors.items()}
+        self._stream = self._host.batches.options(
+            num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
+        ).remote()
+        self._monitor.start()
+
+    def _actor(self, role: str, cls: type[_RoleActor], *args: Any, key: str | None = None) -> Any:
+        actor = (
+            ray.remote(cls)
+            .options(
+                num_cpus=0,
+                max_concurrency=8,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, 0),
+            )
+            .remote(*args)
+        )
+        self._actors[key or role] = actor
+        return actor
+
+    def _get(self, refs: Any, waiting_for: str, deadline: float) -> Any:
+        try:
+            return ray.get(refs, timeout=max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            raise DeadlineExceeded(waiting_for, _START_SECONDS) from None
+        except ray.exceptions.RayError as error:
+            raise _unwrap(error, waiting_for) from error
+
+    # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, files: Sequence[FileEntry]) -> None:
+        announced = self._host.add_files.remote(files)
+        pending = [
+            self._readers[reader].submit.remote(group, announced)
+            for reader, group in self.spec.by_reader(files).items()
+        ]
+        self._submitted.extend(pending or [announced])
+        self._wait_submitted(_SUBMITS_IN_FLIGHT * len(self._readers))
+
+    def finish(self, total: int) -> None:
+        self._wait_submitted(0)
+        self._call([reader.finish.remote() for reader in self._readers] + [self._host.finish.remote(total)])
+
+    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+        while True:
+            ready, _ = ray.wait([self._stream], timeout=_WATCH_SECONDS, fetch_local=False)
+            self._raise_failure()
+            check()
+            if not ready:
+                continue
+            try:
+                batch = ray.get(next(self._stream))
+            except StopIteration:
+                return
+            except ray.exceptions.RayError as error:
+                # The monitor may know better what died first.
+                time.sleep(_WATCH_SECONDS)
+                self._raise_failure()
+                raise _unwrap(error, "kernel host") from error
+            yield batch
+
+    def stats(self) -> NodeStats:
+        host, *readers = self._call([self._host.stats.remote(), *(reader.stats.remote() for reader in self._readers)])
+        return NodeStats(host, tuple(readers))
+
+    def failures(self) -> list[Failure]:
+        found: list[Failure] = self._call(self._host.failures.remote())
+        return found
+
+    def _wait_submitted(self, most: int) -> None:
+        """Wait until at most ``most`` submissions are under way: this is how a busy reader slows the listing."""
+        while len(self._submitted) > most and not self._closing.is_set():
+            done, self._submitted = ray.wait(self._submitted, num_returns=1, timeout=_WATCH_SECONDS)
+            self._raise_failure()
+            if done:
+                self._call(done)
+
+    def _call(self, refs: Any) -> Any:
+        self._raise_failure()
+        try:
+            return ray.get(refs, timeout=_CALL_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            raise DeadlineExceeded("an actor's answer", _CALL_SECONDS) from None
+        except ray.exceptions.RayError as error:
+            self._raise_failure()
+            raise _unwrap(error, "an actor") from error
+
+    # ── failure and end ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _watch(self) -> None:
+        """The monitor: the first sentinel that ends before the close says what died; then everything goes."""
+        while not self._closing.is_set():
+            ended, _ = ray.wait(list(self._sentinels), timeout=_WATCH_SECONDS)
+            if not ended or self._closing.is_set():
+                continue
+            role = self._sentinels[ended[0]]
+            try:
+                ray.get(ended[0])
+                self._failure = NodeFailed(role, "it ended before the scan did")
+            except ray.exceptions.RayError as error:
+                self._failure = _unwrap(error, role)
+            self._kill()
+            return
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _kill(self) -> None:
+        for actor in self._actors.values():
+            with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
+                ray.kill(actor)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._closing.set()
+        if not ray.is_initialized():
+            return
+        if self._failure is None:
+            self._stop_actors()
+        self._kill()
+        if self._monitor.is_alive() and self._monitor is not threading.current_thread():
+            self._monitor.join(10)
+        if self._group is not None:
+            with contextlib.suppress(Exception):
+                remove_placement_group(self._group)
+
+    def _stop_actors(self) -> None:
+        """In the order in which it is safe: what a reader has in flight must not outlive the arena's users."""
+        readers = [actor for role, actor in self._actors.items() if role.startswith("reader")]
+        others = [actor for role, actor in self._actors.items() if not role.startswith("reader")]
+        for group in (readers, others):
+            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+                ray.get([actor.stop.remote() for actor in group], timeout=_STOP_SECONDS)
+
+
+def _unwrap(error: ray.exceptions.RayError, role: str) -> UringActorsError:
+    """An error of ours that came through Ray as itself; anything else as the failure of ``role``."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        return node_failure(role, cause if isinstance(cause, BaseException) else error)
+    if isinstance(error, ray.exceptions.RayActorError):
+        return NodeFailed(role, "its process died", fix="See Ray's logs; out of memory is a common cause.")
+    return PipelineError(f"Ray failed while waiting for {role}: {error}")

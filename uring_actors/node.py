@@ -1,0 +1,207 @@
+"""One node's pipeline: readers, publisher and kernel host around one arena.
+
+``NodeSpec`` says what to build; it is picklable and decided once, where the node is. ``LocalNode`` runs all of it in
+this process (the ``threads`` engine); ``actors.RayNode`` runs the same roles as Ray actors. Both are a ``Node``, which
+is all that a scan knows. The pipeline is the unit of failure: when a part dies, the whole is torn down.
+
+Life of a node: created → started → finishing (``finish``) → closed (idempotent; also after a failure).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from uring_actors.arena import abi
+from uring_actors.arena.abi import ArenaLayout
+from uring_actors.arena.memory import Arena
+from uring_actors.config import ScanOptions, resolve_sqpoll
+from uring_actors.errors import NodeFailed, UringActorsError
+from uring_actors.kernel_host import HostStats, KernelHost
+from uring_actors.ops.base import Operation
+from uring_actors.plan import FileEntry
+from uring_actors.publisher import Publisher, ScanJob
+from uring_actors.reader import Reader, ReaderStats
+from uring_actors.results.errors import Failure
+from uring_actors.uring.ring import choose_io_engine
+
+_FEW_CORES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """Everything that a node's roles are built from."""
+
+    layout: ArenaLayout
+    job: ScanJob
+    operation: Operation
+    devices: tuple[tuple[int, str], ...]
+    """(st_dev, name), one reader each."""
+    options: ScanOptions
+    io_engine: str
+    sqpoll: bool
+    kernel_threads: int
+    spins: int
+    """Rounds of busy waiting before a loop sleeps: few where cores are few, since a spinning loop takes one."""
+    notes: tuple[str, ...]
+
+    @classmethod
+    def decide(cls, operation: Operation, options: ScanOptions, devices: Mapping[int, str]) -> NodeSpec:
+        """Choose what the options leave open, for this machine.
+
+        Raises IoUringUnavailable or MemlockTooSmall where io_uring is insisted on and can't be had.
+        """
+        cores = len(os.sched_getaffinity(0))
+        job = ScanJob.fit(options.slot_bytes, operation.opcode, halo=operation.halo, lead=operation.lead)
+        lanes = options.lanes * len(devices)
+        layout = ArenaLayout(lanes, options.slots, options.slot_bytes, max(abi.PAGE, options.slot_bytes // 4))
+        io_engine, note = choose_io_engine(options.io_engine, options.slots * options.slot_bytes * lanes)
+        return cls(
+            layout=layout,
+            job=job,
+            operation=operation,
+            devices=tuple(devices.items()),
+            options=options,
+            io_engine=io_engine,
+            sqpoll=io_engine == "uring" and resolve_sqpoll(cores, lanes, options.sqpoll),
+            kernel_threads=options.kernel_threads or cores,
+            spins=100 if cores <= _FEW_CORES else 2000,
+            notes=(note,) if note else (),
+        )
+
+    def lanes_of(self, reader: int) -> range:
+        """The lanes of the ``reader``-th device."""
+        return range(reader * self.options.lanes, (reader + 1) * self.options.lanes)
+
+    def make_reader(self, arena: Arena, reader: int) -> Reader:
+        return Reader(
+            arena,
+            self.devices[reader][1],
+            self.lanes_of(reader),
+            self.job,
+            io_engine=self.io_engine,
+            io=self.options.io,
+            sqpoll=self.sqpoll,
+            spins=self.spins,
+        )
+
+    def make_publisher(self, arena: Arena) -> Publisher:
+        return Publisher(arena, self.job, spins=self.spins)
+
+    def make_host(self, arena: Arena) -> KernelHost:
+        return KernelHost(arena, self.job, self.operation, threads=self.kernel_threads, spins=self.spins)
+
+    def by_reader(self, files: Sequence[FileEntry]) -> dict[int, list[FileEntry]]:
+        """Files with bytes to read, by the reader of their device. Any reader can read a file on a device that was
+        not foreseen (a mount below the given paths that appeared later), so the first takes those."""
+        numbers = {device: i for i, (device, _) in enumerate(self.devices)}
+        groups: dict[int, list[FileEntry]] = {}
+        for entry in files:
+            if entry.size:
+                groups.setdefault(numbers.get(entry.device, 0), []).append(entry)
+        return groups
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """What a node says of itself, while it runs and at the end."""
+
+    host: HostStats
+    readers: tuple[ReaderStats, ...]
+
+
+class Node(Protocol):
+    """A running node pipeline."""
+
+    spec: NodeSpec
+
+    def start(self) -> None: ...
+
+    def submit(self, files: Sequence[FileEntry]) -> None:
+        """Scan these files. Blocks while the node has enough to do."""
+
+    def finish(self, total: int) -> None:
+        """``total`` files were submitted in all; no more will be."""
+
+    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+        """Rows until all files are done. Raises NodeFailed where a part of the pipeline died, and whatever
+        ``check`` raises, which is called now and then."""
+
+    def stats(self) -> NodeStats: ...
+
+    def failures(self) -> list[Failure]:
+        """What could not be scanned so far."""
+
+    def close(self) -> None: ...
+
+
+class LocalNode:
+    """All roles in this process."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self.spec = spec
+        self._arena = Arena.create(spec.layout)
+        self._host = spec.make_host(self._arena)
+        self._publisher = spec.make_publisher(self._arena)
+        self._readers = [spec.make_reader(self._arena, i) for i in range(len(spec.devices))]
+        self._closed = False
+
+    def start(self) -> None:
+        self._host.start()
+        self._publisher.start()
+        for reader in self._readers:
+            reader.start()
+
+    def submit(self, files: Sequence[FileEntry]) -> None:
+        self._host.add_files(files)
+        for reader, group in self.spec.by_reader(files).items():
+            self._readers[reader].submit(group)
+
+    def finish(self, total: int) -> None:
+        for reader in self._readers:
+            reader.finish()
+        self._host.finish(total)
+
+    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+        def both() -> None:
+            self._check()
+            check()
+
+        return self._host.batches(both)
+
+    def _check(self) -> None:
+        for role, part in self._parts():
+            if part.failure is not None:
+                raise node_failure(role, part.failure) from part.failure
+
+    def _parts(self) -> Iterator[tuple[str, Reader | Publisher | KernelHost]]:
+        for reader, (_, device) in zip(self._readers, self.spec.devices, strict=True):
+            yield f"reader of {device}", reader
+        yield "publisher", self._publisher
+        yield "kernel host", self._host
+
+    def stats(self) -> NodeStats:
+        return NodeStats(self._host.stats(), tuple(reader.stats() for reader in self._readers))
+
+    def failures(self) -> list[Failure]:
+        return self._host.failures()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        # Readers first: no read may land in memory that is going away.
+        for _, part in self._parts():
+            part.close()
+        self._arena.close()
+
+
+def node_failure(role: str, cause: BaseException) -> UringActorsError:
+    """What the caller sees when ``role`` ended with ``cause``: an error of ours as it is, others named."""
+    if isinstance(cause, UringActorsError):
+        return cause
+    return NodeFailed(role, f"{type(cause).__name__}: {cause}")

@@ -1,0 +1,252 @@
+"""MATCH: patterns in files, exactly.
+
+    kernel thread (MatchWorker)        Hyperscan over lead byte, payload and halo → candidates in the result block
+    settling thread (MatchSettler)     candidates → confirmed matches (Confirmer) → the file's rows (FileSettler)
+
+A slot with more candidates than its result block holds says OVERFLOW; the worker then leaves them in memory of this
+process, so nothing is lost and nothing is scanned twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from uring_actors.arena import abi
+from uring_actors.arena.memory import Arena
+from uring_actors.megakernel import ring
+from uring_actors.ops.base import Rows as SlotRows
+from uring_actors.ops.base import Settler, extents, fault_failure, read_failure
+from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
+from uring_actors.ops.match.engine import Engine
+from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.pattern import Literal, Regex
+from uring_actors.ops.match.plan import PatternPlan
+from uring_actors.ops.match.planset import PlanSet
+from uring_actors.ops.match.settle import FileSettler, Settled
+from uring_actors.ops.match.window import LocalFile
+from uring_actors.plan import FileEntry
+from uring_actors.results.errors import Failure
+from uring_actors.results.schema import MATCH_SCHEMA, MatchBatches
+
+_EIO = 5
+_HIT_WORDS = abi.HIT_BYTES // 4
+Hits = np.ndarray[Any, np.dtype[np.uint32]]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Search for patterns. Rows: ``MATCH_SCHEMA``. Pickles as its plans; engines are compiled where it runs."""
+
+    plans: tuple[PatternPlan, ...]
+
+    opcode = abi.OP_SCAN_MATCH
+    lead = True
+    schema = MATCH_SCHEMA
+
+    @classmethod
+    def of(cls, patterns: Sequence[Regex | Literal]) -> Match:
+        """Raises PatternError (points into the pattern) and OptionError (there are none)."""
+        return cls(compile_patterns(patterns))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.plans,)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return Engine(self.plans)
+
+    @cached_property
+    def plan_set(self) -> PlanSet:
+        return PlanSet(self.engine.plans)
+
+    @property
+    def halo(self) -> int:
+        return self.plan_set.halo
+
+    def make_worker(self, arena: Arena) -> MatchWorker:
+        return MatchWorker(arena, self.engine, self._spill)
+
+    def make_settler(self, arena: Arena, payload: int) -> Settler:
+        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, self._spill)
+
+    @cached_property
+    def _spill(self) -> dict[int, Hits]:
+        """By data slot: the candidates that its result block could not hold."""
+        return {}
+
+
+class MatchWorker:
+    """One kernel thread's Hyperscan scratch and its view of the arena."""
+
+    def __init__(self, arena: Arena, engine: Engine, spill: dict[int, Hits]) -> None:
+        self._layout = arena.layout
+        self._view = arena.view
+        self._engine = engine
+        self._scratch = engine.scratch()
+        self._spill = spill
+
+    def run(self, slot: Sequence[int]) -> None:
+        data_slot, payload = slot[abi.SLOT_DATA_SLOT // 4], slot[abi.SLOT_PAYLOAD_BYTES // 4]
+        start = self._layout.slot(data_slot) + slot[abi.SLOT_PAYLOAD_OFFSET // 4]
+        first_extent = slot[abi.SLOT_FILE_OFFSET // 4] == 0 and slot[abi.SLOT_FILE_OFFSET // 4 + 1] == 0
+        lead = 0 if first_extent else 1
+        stop = start + payload + slot[abi.SLOT_HALO_BYTES // 4]
+        found = self._engine.scan(self._view[start - lead : stop], self._scratch)
+        self._report(data_slot, found, lead)
+
+    def _report(self, data_slot: int, found: list[tuple[int, int]], lead: int) -> None:
+        count = len(found)
+        overflow = count > self._layout.hit_capacity
+        block = self._layout.result(data_slot)
+        head = np.frombuffer(self._view, np.uint32, 2, block)
+        head[0], head[1] = count, overflow
+        if not count:
+            return
+        hits: Hits
+        if overflow:
+            hits = self._spill[data_slot] = np.empty((count, _HIT_WORDS), np.uint32)
+        else:
+            hits = np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block + abi.RESULT_HITS).reshape(count, -1)
+        pairs = np.array(found, np.int64)
+        # A candidate that ends in the lead byte belongs to the extent before: an end of 0 says so.
+        hits[:, abi.HIT_PATTERN // 4] = pairs[:, 0]
+        hits[:, abi.HIT_START // 4] = abi.HIT_NO_START
+        hits[:, abi.HIT_END // 4] = pairs[:, 1] - lead
+        hits[:, abi.HIT_FLAGS // 4] = 0
+
+
+class _OpenFile:
+    """A file of which extents are still to come."""
+
+    __slots__ = ("cut", "entry", "left", "settler")
+
+    def __init__(self, entry: FileEntry, settler: FileSettler, left: int) -> None:
+        self.entry = entry
+        self.settler = settler
+        self.left = left
+        self.cut = left  # the first extent that the shrunken file no longer fills; none so far
+
+
+class MatchSettler:
+    """All files of one scan."""
+
+    def __init__(
+        self, arena: Arena, plans: PlanSet, names: Sequence[str], payload: int, spill: dict[int, Hits]
+    ) -> None:
+        self.files = 0
+        self.bytes = 0
+        self.matches = 0
+        self.failures: list[Failure] = []
+        self._layout = arena.layout
+        self._view = arena.view
+        self._plans = plans
+        self._names = names
+        self._payload = payload
+        self._spill = spill
+        self._confirmer = Confirmer(plans)
+        self._open: dict[int, _OpenFile] = {}
+        self._rows = MatchBatches(names)
+        self._ready: list[pa.RecordBatch] = []
+
+    def expect(self, files: Sequence[FileEntry]) -> None:
+        for entry in files:
+            if entry.size == 0:
+                self.files += 1
+                continue
+            settler = FileSettler(
+                self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode)
+            )
+            self._open[entry.id] = _OpenFile(entry, settler, extents(entry.size, self._payload))
+
+    def settle(self, rows: SlotRows) -> None:
+        for row in rows.tolist():
+            self._settle_slot(row)
+
+    def take(self, *, everything: bool) -> list[pa.RecordBatch]:
+        if everything:
+            self._ready.extend(self._rows.flush())
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _settle_slot(self, row: list[int]) -> None:
+        file = self._open[row[ring.COLUMN_FILE_ID]]
+        extent = row[ring.COLUMN_EXTENT_ID]
+        self.bytes += row[ring.COLUMN_PAYLOAD_BYTES]
+        if row[ring.COLUMN_DATA_SLOT] == abi.NO_DATA_SLOT:
+            self.failures.append(read_failure(file.entry, row))
+            file.left = 0
+        else:
+            result = self._result(file, extent, row)
+            if result is not None:
+                self._emit(file, file.settler.add(extent, result))
+            file.left -= 1
+        if file.left == 0:
+            file.settler.close()
+            del self._open[file.entry.id]
+            self.files += 1
+
+    def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
+        """What the file's settler gets for this slot; None for what lies behind the end of a shrunken file."""
+        start = row[ring.COLUMN_FILE_OFFSET]
+        if row[ring.COLUMN_STATUS] == abi.FAULT:
+            failure = fault_failure(file.entry, row)
+            return Unread(start, self._stop(file, start), _EIO, failure.message)
+        if row[ring.COLUMN_FLAGS] & abi.FLAG_FAILED:
+            if row[ring.COLUMN_ERRNO] != abi.ENODATA:
+                reason = read_failure(file.entry, row).message
+                return Unread(start, self._stop(file, start), row[ring.COLUMN_ERRNO], reason)
+            self._shrunk(file, extent, row)
+            if extent > file.cut or row[ring.COLUMN_PAYLOAD_BYTES] == 0:
+                return None
+        return self._confirm(start, row)
+
+    def _stop(self, file: _OpenFile, start: int) -> int:
+        return min(start + self._payload, file.entry.size)
+
+    def _shrunk(self, file: _OpenFile, extent: int, row: list[int]) -> None:
+        """The file ends in or before this extent: said once; what is there is settled as far as it goes."""
+        if file.cut == extents(file.entry.size, self._payload):
+            self.failures.append(read_failure(file.entry, row))
+        file.cut = min(file.cut, extent)
+
+    def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
+        data_slot = row[ring.COLUMN_DATA_SLOT]
+        base = self._layout.slot(data_slot)
+        patterns = ends = None
+        count = row[ring.COLUMN_HIT_COUNT]
+        if count:
+            hits = self._hits(data_slot, count, bool(row[ring.COLUMN_OVERFLOW]))
+            patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
+            ends = hits[:, abi.HIT_END // 4].astype(np.int64)
+        return self._confirmer.confirm(
+            self._view[base : base + self._layout.slot_bytes],
+            at=row[ring.COLUMN_PAYLOAD_OFFSET],
+            payload=row[ring.COLUMN_PAYLOAD_BYTES],
+            after=row[ring.COLUMN_HALO_BYTES],
+            offset=start,
+            patterns=patterns,
+            ends=ends,
+        )
+
+    def _hits(self, data_slot: int, count: int, overflow: bool) -> Hits:
+        if overflow:
+            return self._spill.pop(data_slot)
+        block = self._layout.result(data_slot) + abi.RESULT_HITS
+        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
+
+    def _emit(self, file: _OpenFile, settled: list[Settled]) -> None:
+        for part in settled:
+            for fault in part.faults:
+                which = "" if fault.pattern is None else f" (pattern {self._names[fault.pattern]!r})"
+                self.failures.append(
+                    Failure(file.entry.path, fault.reason + which, errno=fault.errno or None, offset=fault.offset)
+                )
+            if len(part.rows):
+                self.matches += len(part.rows)
+                self._ready.extend(self._rows.add(file.entry.path, part.rows))
