@@ -1,0 +1,94 @@
+"""What a scan must find, by google-re2 over whole files and by counting; shares no code with the pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import re2
+
+from uring_actors import Literal, Regex
+
+Row = tuple[bytes, str, int, int, int | None, int | None]
+"""path, pattern, start, end, line, column"""
+
+
+def compile_oracle(pattern: Regex | Literal):
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = 256 << 20
+    if isinstance(pattern, Literal):
+        text = pattern.text
+        options.literal = True
+        options.case_sensitive = not pattern.ignore_case
+        if isinstance(text, bytes):
+            options.encoding = re2.Options.Encoding.LATIN1
+            return re2.compile(text, options)
+        return re2.compile(text.encode(), options)
+    flags = "".join(
+        letter
+        for letter, on in (("i", pattern.ignore_case), ("m", pattern.multi_line), ("s", pattern.dot_all))
+        if on
+    )
+    source = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
+    source = (f"(?{flags})" if flags else "") + source
+    if pattern.bytes:
+        options.encoding = re2.Options.Encoding.LATIN1
+        return re2.compile(source.encode("latin-1"), options)
+    return re2.compile(source.encode(), options)
+
+
+def name_of(pattern: Regex | Literal) -> str:
+    if pattern.name is not None:
+        return pattern.name
+    text = pattern.pattern if isinstance(pattern, Regex) else pattern.text
+    return text if isinstance(text, str) else text.decode("latin-1")
+
+
+def matches_in(path: bytes, data: bytes, patterns: Sequence[Regex | Literal]) -> set[Row]:
+    newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
+    rows: set[Row] = set()
+    for pattern in patterns:
+        for found in compile_oracle(pattern).finditer(data):
+            start, end = found.span()
+            line = int(np.searchsorted(newlines, start))
+            column = start + 1 if line == 0 else start - int(newlines[line - 1])
+            rows.add((path, name_of(pattern), start, end, line + 1, column))
+    return rows
+
+
+def expected(files: Iterable[Path], patterns: Sequence[Regex | Literal]) -> set[Row]:
+    rows: set[Row] = set()
+    for file in files:
+        rows |= matches_in(os.fsencode(file), file.read_bytes(), patterns)
+    return rows
+
+
+def found(table: pa.Table) -> set[Row]:
+    """The rows of a scan; every row once, and ``match`` really the bytes at that place (checked by the caller's
+    files being still there)."""
+    columns = [table[name].to_pylist() for name in ("path", "pattern", "start", "end", "line", "column", "match")]
+    rows = list(zip(*columns, strict=True))
+    for path, _, start, end, _, _, match in rows:
+        assert end - start == len(match), (path, start, end, match)
+    plain = [row[:6] for row in rows]
+    assert len(set(plain)) == len(plain), "a row came twice"
+    return set(plain)
+
+
+def check_bytes(table: pa.Table) -> None:
+    """``match`` holds the file's bytes at that place."""
+    for path, start, end, match in zip(
+        *(table[name].to_pylist() for name in ("path", "start", "end", "match")), strict=True
+    ):
+        with open(path, "rb") as file:
+            file.seek(start)
+            assert file.read(end - start) == match, (path, start, end)
+
+
+def explain_difference(actual: set[Row], wanted: set[Row]) -> str:
+    missing, extra = sorted(wanted - actual)[:5], sorted(actual - wanted)[:5]
+    return f"{len(wanted - actual)} missing, e.g. {missing}; {len(actual - wanted)} too many, e.g. {extra}"
