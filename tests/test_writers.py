@@ -167,6 +167,27 @@ def test_arrow_refuses_a_terminal() -> None:
 
 # all of them
 
+SUMS = pa.schema([("path", pa.binary()), ("bytes", pa.int64()), ("sum", pa.uint64()), ("kind", pa.string())])
+
+
+def test_rows_of_another_schema() -> None:
+    one = {"path": b"a\n\xff", "bytes": 3, "sum": 2**64 - 1, "kind": "x\x07"}
+    batch = pa.RecordBatch.from_pylist([one], schema=SUMS)
+
+    def form(name: str, terminal: bool = False) -> bytes:
+        stream = io.BytesIO()
+        writer = open_writer(name, stream, schema=SUMS, terminal=terminal)
+        writer.write(batch)
+        writer.close()
+        return stream.getvalue()
+
+    assert form("text") == b"a\\n\xff:3:18446744073709551615:x\x07\n"
+    assert form("text", terminal=True) == b"a\\n\\xff:3:18446744073709551615:x\\x07\n"
+    expected = one | {"path_base64": "YQr/"}
+    del expected["path"]
+    assert json.loads(form("jsonl")) == expected
+    assert pa.ipc.open_stream(form("arrow")).read_all().to_pylist() == [one]
+
 
 @pytest.mark.parametrize("form", ["text", "jsonl", "arrow"])
 def test_a_slice_of_a_batch_and_a_wider_one(form: str) -> None:

@@ -1,15 +1,19 @@
-"""Record batches of matches as bytes on a stream: ``text``, ``jsonl`` and ``arrow``.
+"""Record batches as bytes on a stream: ``text``, ``jsonl`` and ``arrow``.
 
-**text** is for people and for ``cut``: one row a line, ``path:line:column:match``. A line or column that is
-not known (after an I/O error within the file) is ``?``. A newline within a path or a match is written as the
-two characters ``\\n``, so that one line is always one match; all other bytes are written as they are, as grep
-does. That is not reversible where a match holds a backslash and an ``n``: ``jsonl`` gives the exact bytes.
-For a terminal everything that is not printable is escaped as well (``\\t``, ``\\x1b``, ``\\u202e``), and
-bytes that are not UTF-8 are ``\\xff``: a file's content must not be able to steer the reader's terminal.
+Rows are those of one schema: matches, or what another operation yields (columns of binary, strings and
+integers).
 
-**jsonl** is one JSON object a line with the columns as keys, in their order, in pure ASCII: any bytes survive,
-and no line splitter can be misled. Paths and matches that are not UTF-8 appear as ``path_base64`` and
-``match_base64`` instead. Unknown lines and columns are ``null``.
+**text** is for people and for ``cut``: one row a line, ``path:line:column:match``, or all columns for rows
+that are no matches. A line or column that is not known (after an I/O error within the file) is ``?``. A
+newline within a path or a match is written as the two characters ``\\n``, so that one line is always one row;
+all other bytes are written as they are, as grep does. That is not reversible where a match holds a backslash and
+an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is escaped as well
+(``\\t``, ``\\x1b``, ``\\u202e``), and bytes that are not UTF-8 are ``\\xff``: a file's content must not be
+able to steer the reader's terminal.
+
+**jsonl** is one JSON object a line with the columns as keys, in their order, in pure ASCII: any bytes
+survive, and no line splitter can be misled. Paths and matches that are not UTF-8 appear as ``path_base64``
+and ``match_base64`` instead. Unknown lines and columns are ``null``.
 
 **arrow** is an Arrow IPC stream of the batches as they are.
 
@@ -24,21 +28,24 @@ import os
 import stat
 import tempfile
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from uring_actors.config import FORMATS
 from uring_actors.errors import OptionError, UringActorsError
 from uring_actors.results.schema import MATCH_SCHEMA
 
-FORMATS = ("text", "jsonl", "arrow")
+_MATCH_TEXT = ("path", "line", "column", "match")
+"""The columns that a match's line of text consists of."""
 
 
 class Writer(Protocol):
-    """Takes batches of ``MATCH_SCHEMA`` (other columns are ignored). Life: open → closed.
+    """Takes batches of its schema (other columns are ignored). Life: open → closed.
 
     ``write`` and ``close`` raise what the stream raises; ``close`` completes the format and flushes, but
     leaves the stream open.
@@ -49,21 +56,29 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def open_writer(form: str, stream: BinaryIO, *, terminal: bool = False) -> Writer:
+def open_writer(
+    form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA, terminal: bool = False
+) -> Writer:
     """A writer of the format ``form`` on ``stream``; ``terminal``: whether a person's terminal reads it.
 
     Raises:
-        OptionError: there is no such format, or it is binary and a terminal reads it.
+        OptionError: as ``check_format``.
     """
-    if form == "text":
-        return _LineWriter(stream, _terminal_lines if terminal else _text_lines)
+    check_format(form, terminal=terminal)
+    if form == "arrow":
+        return _ArrowWriter(stream, schema)
     if form == "jsonl":
-        return _LineWriter(stream, _json_lines)
-    if form != "arrow":
+        return _LineWriter(stream, partial(_json_lines, names=schema.names))
+    names = _MATCH_TEXT if set(_MATCH_TEXT) <= set(schema.names) else tuple(schema.names)
+    return _LineWriter(stream, partial(_text_lines, names=names, terminal=terminal))
+
+
+def check_format(form: str, *, terminal: bool) -> None:
+    """Raises OptionError where there is no such format, or where it is binary and a terminal reads it."""
+    if form not in FORMATS:
         raise OptionError(f"there is no format {form!r}", fix=f"It must be one of {', '.join(FORMATS)}.")
-    if terminal:
+    if form == "arrow" and terminal:
         raise OptionError("the arrow format is binary", fix="Give a file with -o, or redirect the output.")
-    return _ArrowWriter(stream)
 
 
 class _LineWriter:
@@ -83,12 +98,13 @@ class _LineWriter:
 
 
 class _ArrowWriter:
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self._stream = stream
-        self._writer = pa.ipc.new_stream(stream, MATCH_SCHEMA)
+        self._schema = schema
+        self._writer = pa.ipc.new_stream(stream, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch.select(MATCH_SCHEMA.names).cast(MATCH_SCHEMA))
+        self._writer.write_batch(batch.select(self._schema.names).cast(self._schema))
         self._stream.flush()
 
     def close(self) -> None:
@@ -107,12 +123,14 @@ def atomic_file(path: bytes) -> Iterator[BinaryIO]:
     Raises:
         UringActorsError: the file cannot be created or completed.
     """
-    target = os.path.realpath(path)
-    mode = _mode_of(target)
+    mode = _mode_of(path)
     if mode is not None and not stat.S_ISREG(mode):
-        with _named(path), open(path, "wb") as stream:
+        with _named(path):
+            special = open(path, "wb")  # noqa: SIM115 (flushed_stream closes it)
+        with flushed_stream(special) as stream:
             yield stream
         return
+    target = os.path.realpath(path)  # only now: a pipe behind /dev/stdout has no path
     directory, name = os.path.split(target)
     with _named(path):
         number, partial = tempfile.mkstemp(prefix=b"." + name[:200] + b".", suffix=b".partial", dir=directory)
@@ -128,6 +146,18 @@ def atomic_file(path: bytes) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(partial)
         raise
+
+
+@contextmanager
+def flushed_stream(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """Closes a stream that its user flushes. Closing would try once more to write what a flush could not, and
+    raise once more what that has raised.
+    """
+    try:
+        yield stream
+    finally:
+        with suppress(BrokenPipeError):
+            stream.close()
 
 
 @contextmanager
@@ -184,21 +214,22 @@ def _mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
 # text
 
 
-def _text_lines(batch: pa.RecordBatch) -> pa.Array:
-    return _fields(batch, _without_newlines(batch.column("path")), _without_newlines(batch.column("match")))
+def _text_lines(batch: pa.RecordBatch, names: Sequence[str], terminal: bool) -> pa.Array:
+    parts: list[pa.Array | bytes] = []
+    for name in names:
+        parts += [b":" if parts else b"", _text(batch.column(name), terminal)]
+    return _joined(*parts, b"\n")
 
 
-def _terminal_lines(batch: pa.RecordBatch) -> pa.Array:
-    return _fields(batch, _mapped(batch.column("path"), printable), _mapped(batch.column("match"), printable))
-
-
-def _fields(batch: pa.RecordBatch, path: pa.Array, match: pa.Array) -> pa.Array:
-    line, column = (_numbers(batch.column(name), "?") for name in ("line", "column"))
-    return _joined(path, b":", line, b":", column, b":", match, b"\n")
-
-
-def _without_newlines(column: pa.Array) -> pa.Array:
-    return pc.replace_substring(column.cast(pa.large_binary()), pattern=b"\n", replacement=b"\\n")
+def _text(column: pa.Array, terminal: bool) -> pa.Array:
+    if pa.types.is_integer(column.type):
+        return _numbers(column, "?")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    column = column.cast(pa.large_binary())
+    if terminal:
+        return _mapped(column, printable)
+    return pc.replace_substring(column, pattern=b"\n", replacement=b"\\n")
 
 
 def printable(value: bytes) -> bytes:
@@ -224,34 +255,28 @@ def _printable_character(character: str) -> str:
 # jsonl
 
 
-def _json_lines(batch: pa.RecordBatch) -> pa.Array:
-    start, end, line, column = (
-        _numbers(batch.column(name), "null") for name in ("start", "end", "line", "column")
-    )
-    return _joined(
-        b"{",
-        _mapped(batch.column("path"), _json_member("path")),
-        b', "pattern": ',
-        _mapped(batch.column("pattern"), _json_string),
-        b', "start": ',
-        start,
-        b', "end": ',
-        end,
-        b', "line": ',
-        line,
-        b', "column": ',
-        column,
-        b", ",
-        _mapped(batch.column("match"), _json_member("match")),
-        b"}\n",
-    )
+def _json_lines(batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
+    parts: list[pa.Array | bytes] = []
+    for name in names:
+        parts += [b", " if parts else b"{", *_json_member(name, batch.column(name))]
+    return _joined(*parts, b"}\n")
+
+
+def _json_member(name: str, column: pa.Array) -> list[pa.Array | bytes]:
+    """``"name": value``, in parts."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return [_mapped(column, _json_bytes(name))]
+    quoted = f'"{name}": '.encode()
+    if pa.types.is_integer(column.type):
+        return [quoted, _numbers(column, "null")]
+    return [quoted, _mapped(column, _json_string)]
 
 
 def _json_string(text: str) -> bytes:
     return json.dumps(text).encode("ascii")
 
 
-def _json_member(name: str) -> Callable[[bytes], bytes]:
+def _json_bytes(name: str) -> Callable[[bytes], bytes]:
     plain = f'"{name}": '
     coded = f'"{name}_base64": "'.encode()
     quote = json.encoder.encode_basestring_ascii  # what json.dumps calls for a str, an encoder's set-up less
