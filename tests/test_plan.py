@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from uring_actors.errors import InputError, OptionError
-from uring_actors.plan import FileEntry, device_name, walk
+from uring_actors.plan import FileEntry, device_name, devices, walk
 from uring_actors.results.errors import ERROR_SCHEMA, Failure, Skipped, errors_table, skipped_table
 
 Found = list[FileEntry | Skipped | Failure]
@@ -351,6 +351,19 @@ def test_device_names() -> None:
     for number in os.listdir("/sys/dev/block"):
         major, minor = map(int, number.split(":"))
         assert os.path.exists(f"/sys/class/block/{device_name(os.makedev(major, minor))}")
+
+
+def test_the_devices_of_paths(tree: bytes) -> None:
+    here = os.stat(tree).st_dev
+    assert devices([tree, tree + b"/m"]) == {here: device_name(here, tree)}
+    everywhere = devices("/")
+    assert next(iter(everywhere)) == os.stat("/").st_dev
+    assert "proc" not in everywhere.values()
+    shared = os.stat("/dev/shm").st_dev
+    assert everywhere[shared] == device_name(shared, b"/dev/shm")
+    assert list(devices(["/proc/self/stat"]).values()) == ["proc"]
+    with pytest.raises(InputError):
+        devices(["/no/such/path"])
 
 
 def test_the_error_table() -> None:

@@ -37,6 +37,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 OPERATIONS = ("match", "touch", "nop")
 
+FORMATS = ("text", "jsonl", "arrow")
+"""Of the rows on the command line; ``results/writers.py`` makes them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanOptions:

@@ -43,6 +43,16 @@ _SPECIAL = {
 }
 
 
+_PSEUDO = frozenset(
+    (
+        *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs"),
+        *("efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs"),
+        *("securityfs", "selinuxfs", "sysfs", "tracefs"),
+    )
+)
+"""File systems of the kernel's own making."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """A regular file. ``id`` counts from 0 within one walk; ``size`` is in bytes, at the time of listing."""
@@ -95,6 +105,27 @@ def device_name(st_dev: int, path: bytes | None = None) -> str:
         return os.path.basename(os.readlink(f"/sys/dev/block/{number}"))
     except OSError:
         return _file_system(number, path) or number
+
+
+def devices(paths: AnyPath | Iterable[AnyPath]) -> dict[int, str]:
+    """The devices that a walk over ``paths`` will come upon, by ``st_dev``, with their names.
+
+    Those of the given paths come first, then those mounted below them. Pseudo file systems below (/proc) are
+    left out: they hold no data worth a reader.
+
+    Raises:
+        InputError, OptionError: as ``walk``.
+    """
+    given = _check(paths)
+    found = {one.status.st_dev: one.path for one in given}
+    trees = tuple(one.real.rstrip(b"/") + b"/" for one in given if stat.S_ISDIR(one.status.st_mode))
+    for mount in _mounts():
+        if mount.point.startswith(trees) and mount.kind not in _PSEUDO:
+            try:
+                found.setdefault(os.stat(mount.point).st_dev, mount.point)
+            except OSError:  # the walk will say so, if it comes there
+                continue
+    return {device: device_name(device, path) for device, path in found.items()}
 
 
 def _check(paths: AnyPath | Iterable[AnyPath]) -> list[_Given]:
@@ -222,22 +253,39 @@ def _failure(path: bytes, error: OSError, message: str, device: int) -> Failure:
     return Failure(path, message, errno=error.errno, device=device_name(device, path))
 
 
-def _file_system(number: str, path: bytes | None) -> str | None:
-    """The file system type of the mount with that number, else of the mount that ``path`` lies under."""
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    number: str
+    point: bytes
+    kind: str
+
+
+def _mounts() -> list[_Mount]:
+    """This process's mounts (proc_pid_mountinfo(5)), in the order in which they were made."""
+    found: list[_Mount] = []
     try:
         with open("/proc/self/mountinfo", "rb") as file:
-            mounts = [line.split() for line in file]
+            lines = file.readlines()
     except OSError:
-        return None
-    real = b"" if path is None else os.path.realpath(path)
-    best = b""
-    found: str | None = None
-    for fields in mounts:  # id, parent, number, root, mount point, options, optional ones, "-", type, …
-        kind = os.fsdecode(fields[fields.index(b"-") + 1])
-        if fields[2] == number.encode():
-            return kind
+        return found
+    for line in lines:  # id, parent, number, root, mount point, options, optional ones, "-", type, …
+        fields = line.split()
         # The kernel writes blanks and backslashes in octal, which Python's escapes read the same.
-        point = fields[4].decode("unicode_escape").encode("latin-1").rstrip(b"/") + b"/"
-        if len(point) >= len(best) and real.startswith(point):
-            best, found = point, kind
+        point = fields[4].decode("unicode_escape").encode("latin-1")
+        kind = fields[fields.index(b"-") + 1]
+        found.append(_Mount(os.fsdecode(fields[2]), point, os.fsdecode(kind)))
     return found
+
+
+def _file_system(number: str, path: bytes | None) -> str | None:
+    """The file system type of the mount with that number, else of the mount that ``path`` lies under."""
+    mounts = _mounts()
+    for mount in mounts:
+        if mount.number == number:
+            return mount.kind
+    if path is None:
+        return None
+    real = os.path.realpath(path) + b"/"
+    above = [mount for mount in mounts if real.startswith(mount.point.rstrip(b"/") + b"/")]
+    # Of several mounts on one point the last is the one to be seen.
+    return max(enumerate(above), key=lambda at: (len(at[1].point), at[0]))[1].kind if above else None

@@ -1,0 +1,292 @@
+"""Formats: any bytes survive jsonl and arrow, a line of text is one match, a file appears whole or not."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import threading
+from base64 import b64decode
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.results.schema import MATCH_SCHEMA
+from uring_actors.results.writers import atomic_file, open_writer, printable
+
+Row = dict[str, Any]
+
+# The first text that hypothesis makes on a fresh machine has it tabulate Unicode for some seconds.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+awkward = st.one_of(
+    st.binary(max_size=20),
+    st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.sampled_from([b"", b"\n", b"a:b", b'"\\', b"\\n", b"\x1b[2J", "\u2028\x85é".encode(), b"caf\xe9"]),
+)
+numbers = st.integers(0, 2**63 - 1)
+rows = st.lists(
+    st.fixed_dictionaries(
+        {
+            "path": awkward,
+            "pattern": st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
+            "start": numbers,
+            "end": numbers,
+            "line": st.none() | numbers,
+            "column": st.none() | numbers,
+            "match": awkward,
+        }
+    ),
+    max_size=6,
+)
+
+
+def row(match: bytes = b"m", **columns: Any) -> Row:
+    return {
+        "path": b"p",
+        "pattern": "x",
+        "start": 0,
+        "end": 1,
+        "line": 1,
+        "column": 1,
+        "match": match,
+    } | columns
+
+
+def batch_of(some: list[Row]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(some, schema=MATCH_SCHEMA)
+
+
+def written(form: str, *batches: pa.RecordBatch, terminal: bool = False) -> bytes:
+    stream = io.BytesIO()
+    writer = open_writer(form, stream, terminal=terminal)
+    for batch in batches:
+        writer.write(batch)
+    writer.close()
+    return stream.getvalue()
+
+
+# jsonl
+
+
+def decoded(line: str) -> Row:
+    values = json.loads(line)
+    for name in ("path", "match"):
+        assert (name in values) != (f"{name}_base64" in values)
+        if name in values:
+            values[name] = values[name].encode()
+        else:
+            values[name] = b64decode(values.pop(f"{name}_base64"), validate=True)
+            with pytest.raises(UnicodeDecodeError):
+                values[name].decode()
+    return values
+
+
+@unhurried
+@given(rows)
+@example([row(b"\xed\xa0\x80"), row(b'"\\\x00\x7f\xc2\x85')])
+def test_jsonl_gives_back_any_bytes(some: list[Row]) -> None:
+    text = written("jsonl", batch_of(some)).decode("ascii")
+    lines = text.splitlines()
+    assert text.count("\n") == len(lines) == len(some)
+    assert [decoded(line) for line in lines] == some
+
+
+def test_jsonl_has_exactly_the_columns_in_their_order() -> None:
+    assert written("jsonl", batch_of([row("é".encode())])) == (
+        b'{"path": "p", "pattern": "x", "start": 0, "end": 1, "line": 1, "column": 1, "match": "\\u00e9"}\n'
+    )
+    (names,) = (list(json.loads(line)) for line in written("jsonl", batch_of([row(b"\xff")])).splitlines())
+    assert names == ["path", "pattern", "start", "end", "line", "column", "match_base64"]
+
+
+# text
+
+
+@unhurried
+@given(rows)
+@example([row(b"a\nb", line=None, column=None, path=b"p\nq")])
+def test_a_line_of_text_is_a_match(some: list[Row]) -> None:
+    def field(value: bytes) -> bytes:
+        return value.replace(b"\n", b"\\n")
+
+    def number(value: int | None) -> bytes:
+        return b"?" if value is None else b"%d" % value
+
+    expected = [
+        b":".join([field(one["path"]), number(one["line"]), number(one["column"]), field(one["match"])])
+        for one in some
+    ]
+    assert written("text", batch_of(some)) == b"".join(line + b"\n" for line in expected)
+
+
+@unhurried
+@given(rows)
+def test_a_terminal_gets_printable_text_only(some: list[Row]) -> None:
+    text = written("text", batch_of(some), terminal=True).decode()
+    assert text.count("\n") == len(some)
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b"plain \\n", "plain \\n"),
+        ("naïve 漢字".encode(), "naïve 漢字"),
+        (b"a\nb\tc\rd", "a\\nb\\tc\\rd"),
+        (b"\x1b[31m\x00\x7f", "\\x1b[31m\\x00\\x7f"),
+        (b"caf\xe9\xff", "caf\\xe9\\xff"),
+        ("\x9b\u202e\U000e0001".encode(), "\\u009b\\u202e\\U000e0001"),
+    ],
+)
+def test_what_a_terminal_is_shown(value: bytes, shown: str) -> None:
+    assert printable(value).decode() == shown
+
+
+# arrow
+
+
+@unhurried
+@given(rows, rows)
+def test_arrow_gives_back_the_batches_whatever_their_dictionaries(one: list[Row], other: list[Row]) -> None:
+    table = pa.ipc.open_stream(written("arrow", batch_of(one), batch_of(other))).read_all()
+    assert table.schema == MATCH_SCHEMA
+    assert table.to_pylist() == one + other
+
+
+def test_arrow_refuses_a_terminal() -> None:
+    with pytest.raises(OptionError, match="binary"):
+        open_writer("arrow", io.BytesIO(), terminal=True)
+
+
+# all of them
+
+SUMS = pa.schema([("path", pa.binary()), ("bytes", pa.int64()), ("sum", pa.uint64()), ("kind", pa.string())])
+
+
+def test_rows_of_another_schema() -> None:
+    one = {"path": b"a\n\xff", "bytes": 3, "sum": 2**64 - 1, "kind": "x\x07"}
+    batch = pa.RecordBatch.from_pylist([one], schema=SUMS)
+
+    def form(name: str, terminal: bool = False) -> bytes:
+        stream = io.BytesIO()
+        writer = open_writer(name, stream, schema=SUMS, terminal=terminal)
+        writer.write(batch)
+        writer.close()
+        return stream.getvalue()
+
+    assert form("text") == b"a\\n\xff:3:18446744073709551615:x\x07\n"
+    assert form("text", terminal=True) == b"a\\n\\xff:3:18446744073709551615:x\\x07\n"
+    expected = one | {"path_base64": "YQr/"}
+    del expected["path"]
+    assert json.loads(form("jsonl")) == expected
+    assert pa.ipc.open_stream(form("arrow")).read_all().to_pylist() == [one]
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl", "arrow"])
+def test_a_slice_of_a_batch_and_a_wider_one(form: str) -> None:
+    some = [row(b"%d" % number, path=b"f%d" % (number // 3), line=number) for number in range(10)]
+    sliced = batch_of(some).slice(3, 4)
+    wider = sliced.append_column("more", pa.array([0] * 4))
+    assert written(form, sliced) == written(form, wider)
+    if form == "arrow":  # a slice keeps its whole dictionary
+        assert pa.ipc.open_stream(written(form, sliced)).read_all().to_pylist() == some[3:7]
+    else:
+        assert written(form, sliced) == written(form, batch_of(some[3:7]))
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl"])
+def test_no_rows_are_no_bytes(form: str) -> None:
+    assert written(form) == written(form, batch_of([])) == b""
+
+
+def write_one(form: str, stream: BinaryIO) -> None:
+    open_writer(form, stream).write(batch_of([row()]))
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl", "arrow"])
+def test_the_error_of_the_stream_comes_through(form: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = open(writing, "wb", buffering=0)  # noqa: SIM115
+    with pytest.raises(BrokenPipeError):
+        write_one(form, stream)
+    stream.close()
+
+
+def test_an_unknown_format() -> None:
+    with pytest.raises(OptionError, match="one of text, jsonl, arrow"):
+        open_writer("csv", io.BytesIO())
+
+
+# The output file
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with atomic_file(os.fsencode(path)) as stream:
+        stream.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["out"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
+def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with atomic_file(os.fsencode(path)) as stream:
+            stream.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_existing_file_keeps_its_mode_and_a_link_its_target(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    (tmp_path / "link").symlink_to("real")
+    with atomic_file(os.fsencode(tmp_path / "link")) as stream:
+        stream.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_fifo_is_written_to_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
+    reader.start()
+    with atomic_file(os.fsencode(path)) as stream:
+        stream.write(b"through")
+    reader.join()
+    assert got == [b"through"]
+    assert path.is_fifo()
+
+
+def test_a_file_that_cannot_be_created(tmp_path: Path) -> None:
+    for path, number in ((tmp_path / "no" / "out", errno.ENOENT), (tmp_path, errno.EISDIR)):
+        with (
+            pytest.raises(UringActorsError, match="cannot write the output file") as caught,
+            atomic_file(os.fsencode(path)),
+        ):
+            pass
+        assert caught.value.errno == number
+        assert caught.value.path == os.fsencode(path)

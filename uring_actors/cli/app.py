@@ -1,0 +1,196 @@
+"""The commands and their options, and what every way of ending gives as exit status.
+
+    0    matches were found (or, for operations that look for nothing, all went well)
+    1    no match
+    2    an error, whether or not there were matches; a usage error
+    130  interrupted (SIGINT); 143 terminated (SIGTERM)
+
+What a command needs beyond this is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from uring_actors.config import CHOICES, FORMATS, OPERATIONS, ScanOptions, format_size, parse_size
+from uring_actors.errors import OptionError, UringActorsError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_DEFAULTS = ScanOptions()
+_FLAGS = {"slot_bytes": "--slot-size", "io_engine": "--io-engine", "kernel_threads": "--kernel-threads"}
+"""Options whose names differ on the command line, for messages."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. An exception of ours reaches the user as one message."""
+    try:
+        status = commands.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="uring-actors",
+            standalone_mode=False,
+        )
+    except click.Abort:
+        click.echo("uring-actors: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return EXIT_ERROR
+    except UringActorsError as error:
+        click.echo(f"uring-actors: {_in_flags(error)}", err=True)
+        return EXIT_ERROR
+    except OSError as error:
+        click.echo(f"uring-actors: {error}", err=True)
+        return EXIT_ERROR
+    except Exception:
+        # Left to Python it would end with status 1, which says that nothing was found.
+        traceback.print_exc()
+        click.echo("uring-actors: this is a fault in uring-actors; please report it", err=True)
+        return EXIT_ERROR
+    return int(status or 0)
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    try:
+        return parse_size(value)
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _choice(name: str) -> click.Choice[str]:
+    return click.Choice(CHOICES[name])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="uring-actors")
+def commands() -> None:
+    """Scan files where they land: io_uring, a resident kernel, Ray actors."""
+
+
+@commands.command()
+@click.argument("paths", nargs=-1, metavar="PATH...", type=click.Path(path_type=bytes))
+@click.option("-e", "--regexp", multiple=True, metavar="PATTERN", help="Search for this; RE2 syntax.")
+@click.option("-F", "--fixed", multiple=True, metavar="TEXT", help="Search for exactly this text.")
+@click.option("-i", "--ignore-case", is_flag=True, help="Upper and lower case are the same.")
+@click.option("--multi-line", is_flag=True, help="^ and $ match at every line's begin and end.")
+@click.option("--dot-all", is_flag=True, help="A dot matches a newline too.")
+@click.option("--bytes", "latin1", is_flag=True, help="A character is a byte (Latin-1), not UTF-8.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Of the matches."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=bytes),
+    metavar="FILE",
+    help="Write the matches here; the file appears when the scan has finished.",
+)
+@click.option("--engine", type=_choice("engine"), default=_DEFAULTS.engine, show_default=True)
+@click.option("--io-engine", type=_choice("io_engine"), default=_DEFAULTS.io_engine, show_default=True)
+@click.option("--io", type=_choice("io"), default=_DEFAULTS.io, show_default=True)
+@click.option("--sqpoll", type=_choice("sqpoll"), default=_DEFAULTS.sqpoll, show_default=True)
+@click.option(
+    "--lanes", type=int, metavar="N", default=_DEFAULTS.lanes, show_default=True, help="Per block device."
+)
+@click.option(
+    "--slot-size",
+    "slot_bytes",
+    metavar="SIZE",
+    callback=_size,
+    default=format_size(_DEFAULTS.slot_bytes),
+    show_default=True,
+    help="How much is read in one go: a power of two from 64K to 64M.",
+)
+@click.option("--slots", type=int, metavar="N", default=_DEFAULTS.slots, show_default=True, help="Per lane.")
+@click.option("--kernel-threads", type=int, metavar="N", help="Of the CPU kernel.  [default: one per core]")
+@click.option(
+    "--operation",
+    type=click.Choice(OPERATIONS),
+    default="match",
+    show_default=True,
+    help="touch reads every byte, nop only transfers them: for measuring.",
+)
+@click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
+@click.option("--no-progress", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
+def scan(
+    paths: tuple[bytes, ...],
+    regexp: tuple[str, ...],
+    fixed: tuple[str, ...],
+    ignore_case: bool,
+    multi_line: bool,
+    dot_all: bool,
+    latin1: bool,
+    form: str,
+    output: bytes | None,
+    operation: str,
+    explain: bool,
+    no_progress: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Search the files in PATH... for patterns.
+
+    One line a match, path:line:column:match. Lines and columns count from 1, columns in bytes. The exit
+    status is 0 with matches, 1 without, 2 after an error.
+
+    Links within a tree are not followed; FIFOs, sockets and device nodes are skipped.
+    """
+    checked = ScanOptions.of(**options)
+    if operation == "match" and not (regexp or fixed):
+        raise click.UsageError("No pattern was given: name at least one with -e or -F.")
+    if operation != "match" and (regexp or fixed):
+        raise click.UsageError(f"The operation {operation} takes no patterns.")
+    if not paths and not explain:
+        raise click.UsageError("No path was given: name at least one file or directory.")
+
+    from uring_actors.cli import patterns as spelled
+
+    wanted = spelled.patterns(
+        regexp, fixed, ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1
+    )
+    if explain:
+        click.echo(spelled.explain(wanted))
+        return 0
+
+    from uring_actors.cli import running
+
+    return running.run(
+        running.Request(
+            paths=paths,
+            patterns=wanted,
+            operation=operation,
+            options={name: getattr(checked, name) for name in options},
+            form=form,
+            output=output,
+            progress=not (no_progress or quiet),
+            quiet=quiet,
+        )
+    )
+
+
+@commands.command()
+@click.option("--lanes", type=click.IntRange(1), metavar="N", default=1, help="Lanes in all, for the advice.")
+def doctor(lanes: int) -> None:
+    """Say what this machine allows, and what a scan would choose on it."""
+    from uring_actors.doctor import examine
+
+    findings = examine(lanes)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        click.echo(f"{finding.name:<{width}}  {finding.value}")
+        if finding.fix:
+            click.echo(f"{'':<{width}}  → {finding.fix}")
+
+
+def _in_flags(error: UringActorsError) -> str:
+    text = str(error)
+    if isinstance(error, OptionError):
+        for name, flag in _FLAGS.items():
+            text = text.replace(name, flag)
+    return text

@@ -1,0 +1,84 @@
+"""Patterns as the command line spells them, and their plans in words (``--explain``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.pattern import Literal, Pattern, Regex
+from uring_actors.ops.match.plan import PatternPlan
+from uring_actors.results.writers import printable
+
+
+def patterns(
+    regexps: Iterable[str],
+    fixed: Iterable[str],
+    *,
+    ignore_case: bool,
+    multi_line: bool,
+    dot_all: bool,
+    latin1: bool,
+) -> list[Pattern]:
+    """The expressions, then the fixed texts.
+
+    An argument that is not UTF-8 reaches Python with its odd bytes as surrogates. It is given on as the bytes
+    it was: fixed bytes can be searched for, and an expression is refused by name, unless ``latin1`` is set,
+    which reads every argument as bytes.
+    """
+    found: list[Pattern] = [
+        Regex(
+            os.fsencode(one) if latin1 else _argument(one),
+            ignore_case=ignore_case,
+            multi_line=multi_line,
+            dot_all=dot_all,
+            bytes=latin1,
+        )
+        for one in regexps
+    ]
+    found.extend(
+        Literal(os.fsencode(one) if latin1 else _argument(one), ignore_case=ignore_case) for one in fixed
+    )
+    return found
+
+
+def explain(wanted: list[Pattern]) -> str:
+    """How each pattern will be run.
+
+    Raises:
+        PatternError: one is invalid, or can match nothing.
+    """
+    return "\n\n".join(map(_plan_in_words, compile_patterns(wanted)))
+
+
+def _argument(text: str) -> str | bytes:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def _plan_in_words(plan: PatternPlan) -> str:
+    lines = [
+        printable(plan.name.encode()).decode(),
+        f"  kind       {plan.kind.value}: {plan.reason}",
+        f"  width      {_width(plan.min_width, plan.max_width)}",
+    ]
+    if plan.literal is not None:
+        lines.append(f"  literal    {_bytes(plan.literal)}")
+    if plan.candidate is not None:
+        lines.append(f"  candidate  {_bytes(plan.candidate)}")
+        lines.append(f"             {_width(plan.candidate_min, plan.candidate_max)}")
+    return "\n".join(lines)
+
+
+def _width(least: int, most: int | None) -> str:
+    if most is None:
+        return f"{least} bytes or more"
+    return f"{least} bytes" if least == most else f"{least} to {most} bytes"
+
+
+def _bytes(value: bytes) -> str:
+    """Printable ASCII as it is, anything else as ``\\xHH``."""
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in value)
