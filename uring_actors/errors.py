@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 from typing import Any
+from unicodedata import combining, east_asian_width
 
 
 def _restore(cls: type[UringActorsError], args: tuple[Any, ...], fields: dict[str, Any]) -> UringActorsError:
@@ -67,6 +68,8 @@ class UringActorsError(Exception):
         if self.path is not None:
             where = os.fsdecode(self.path)
             parts.append(f"path {where!r}" if self.offset is None else f"path {where!r} at byte {self.offset}")
+        elif self.offset is not None:
+            parts.append(f"at byte {self.offset}")
         if self.device is not None:
             parts.append(f"device {self.device}")
         if self.node is not None:
@@ -75,6 +78,11 @@ class UringActorsError(Exception):
             parts.append(f"{errno_name(self.errno)}: {os.strerror(self.errno)}")
         text = "; ".join(parts)
         return f"{text}. {self.fix}" if self.fix else text
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal ``text`` takes."""
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 class OptionError(UringActorsError, ValueError):
@@ -93,9 +101,8 @@ class PatternError(UringActorsError, ValueError):
     def __str__(self) -> str:
         """The message, the pattern on its own line, and a caret under the position."""
         shown = self.pattern if isinstance(self.pattern, str) else self.pattern.decode("latin-1")
-        # One printed character for one of the pattern's, so that the caret stands under the right one.
         line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
-        text = f"{self.message} at {self.position}\n  {line}\n  {' ' * self.position}^"
+        text = f"{self.message} at {self.position}\n  {line}\n  {' ' * _columns(line[: self.position])}^"
         return f"{text}\n{self.fix}" if self.fix else text
 
 

@@ -197,6 +197,9 @@ class ArenaLayout:
         for name in ("slot_bytes", "result_bytes"):
             if getattr(self, name) < PAGE or getattr(self, name) % PAGE:
                 raise ValueError(f"{name} must be a multiple of {PAGE}, not {getattr(self, name)}")
+        # Positions are told apart by 32-bit counters that wrap, so a ring may hold at most half of them.
+        if self.ring_slots > 1 << 31 or self.total >= 1 << 63:
+            raise ValueError(f"{self.slots} slots of {self.slot_bytes} bytes are more than an arena can address")
 
     @property
     def slots(self) -> int:

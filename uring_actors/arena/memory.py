@@ -1,17 +1,20 @@
 """The arena: one node pipeline's shared memory, a memfd.
 
-It has no name and needs no room in /dev/shm; it is gone when its last process is. Another process of the same user
-attaches through /proc/PID/fd/FD and checks that what it finds is what it was told of: magic, version, sizes and
-the random nonce. An arena is never attached again after a death: a DMA may still land in it.
+It has no name and needs no room in /dev/shm; it is gone when its last process is. Its size is sealed, so that no
+process can cut it short under another (that would be a SIGBUS there). Another process of the same user attaches
+through /proc/PID/fd/FD and checks that what it finds is what it was told of: magic, version, sizes and the random
+nonce. An arena is never attached again after a death: a DMA may still land in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
 import secrets
+import stat
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +26,7 @@ from uring_actors.arena.abi import ArenaLayout
 from uring_actors.errors import ArenaError
 
 _HEADER = struct.Struct("<QII16sQQQII")
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,12 @@ class Arena:
     def create(cls, layout: ArenaLayout) -> Arena:
         """A new arena, zeroed, with its header written. Raises ArenaError where memory can't be had."""
         try:
-            fd = os.memfd_create("uring_actors", os.MFD_CLOEXEC)
+            fd = os.memfd_create("uring_actors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
             raise ArenaError("can't create shared memory (memfd_create)", errno=error.errno) from error
         try:
             os.ftruncate(fd, layout.total)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             arena = cls(fd, layout, secrets.token_bytes(16))
         except OSError as error:
             os.close(fd)
@@ -104,12 +109,24 @@ class Arena:
         try:
             _check(fd, handle, path)
             return cls(fd, handle.layout, handle.nonce)
+        except OSError as error:
+            os.close(fd)
+            raise ArenaError(
+                f"can't map {handle.layout.total} bytes of the arena of process {handle.pid}",
+                path=os.fsencode(path),
+                errno=error.errno,
+                fix="Raise this process's limit on address space (ulimit -v), or use fewer or smaller slots.",
+            ) from error
         except BaseException:
             os.close(fd)
             raise
 
     def at(self, offset: int) -> int:
-        """The address of a byte of the arena in this process."""
+        """The address of a byte of the arena in this process. Raises ArenaError where there is none (any more)."""
+        if self._map is None:
+            raise ArenaError("the arena is closed")
+        if not 0 <= offset < self.layout.total:
+            raise ArenaError(f"byte {offset} is not in the arena of {self.layout.total} bytes")
         return self.address + offset
 
     def address_book(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -138,17 +155,22 @@ class Arena:
 
     def words(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """``count`` 32-bit words from ``offset`` on, as an array over the shared memory itself."""
+        if self._map is None:
+            raise ArenaError("the arena is closed")
         return np.frombuffer(self.view, np.uint32, count, offset)
 
     def close(self) -> None:
-        """Unmap and close. What was exported keeps the mapping (not the descriptor) until it is dropped."""
+        """Unmap and close; idempotent. What was exported keeps the mapping until it is dropped.
+
+        Addresses keep nothing: no hot loop may still run on this arena.
+        """
         if self._map is None:
             return
-        self.view.release()
-        self._pin = None
+        mapping, self._map, self._pin = self._map, None, None
         with contextlib.suppress(BufferError):  # exported views keep it; it goes with the last of them
-            self._map.close()
-        self._map = None
+            self.view.release()
+            mapping.close()
+        self.view = memoryview(b"")
         os.close(self.fd)
 
 
@@ -156,12 +178,12 @@ def _check(fd: int, handle: ArenaHandle, path: str) -> None:
     def refuse(what: str) -> ArenaError:
         return ArenaError(f"not the arena that was announced: {what}", path=os.fsencode(path))
 
-    size = os.fstat(fd).st_size
-    if size != handle.layout.total:
-        raise refuse(f"{size} bytes, expected {handle.layout.total}")
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise refuse("it is no memory file")
     head = os.pread(fd, _HEADER.size, 0)
     if len(head) < _HEADER.size:
-        raise refuse("it is truncated")
+        raise refuse(f"it is truncated, {status.st_size} bytes in all")
     magic, version, lanes, nonce, total, slot_bytes, result_bytes, per_lane, ring_slots = _HEADER.unpack(head)
     layout = handle.layout
     if magic != abi.MAGIC:
@@ -179,5 +201,7 @@ def _check(fd: int, handle: ArenaHandle, path: str) -> None:
     )
     if found != wanted:
         raise refuse(f"its layout is {found}, expected {wanted}")
+    if status.st_size != layout.total:
+        raise refuse(f"it has {status.st_size} bytes, its header says {layout.total}")
     if nonce != handle.nonce:
         raise refuse("wrong nonce: it belongs to another pipeline")
