@@ -1,0 +1,335 @@
+"""One io_uring: set up, mapped, its buffers and files registered, closed.
+
+    created (set up, perhaps disabled) → enabled, by the thread that submits → closed
+
+The loop in ``lane.py`` works on the mapped rings through the addresses that this class gives; nothing here is
+called for a read. Who writes what: SQ tail, SQEs, CQ head: the lane's thread; SQ head, CQ tail, CQEs: the kernel.
+
+Set-up asks for the fastest flags first and steps down where a kernel answers EINVAL (5.11 is the oldest that has
+everything needed). Every errno of set-up becomes an error that says why and what to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import mmap
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from uring_actors.errors import IoUringSyscall, IoUringUnavailable, MemlockTooSmall, OptionError
+from uring_actors.uring import kernel
+
+_DISABLED = Path("/proc/sys/kernel/io_uring_disabled")
+_CAP_IPC_LOCK: Final = 14
+_PREAD = "Or use the pread engine (--io-engine pread)."
+
+_libc_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_libc_syscall.restype = ctypes.c_long
+_libc_syscall.argtypes = [ctypes.c_long] * 7
+
+
+def _syscall(number: int, *args: int) -> int:
+    """A system call's result, or −errno."""
+    result: int = _libc_syscall(number, *args, *[0] * (6 - len(args)))
+    return -ctypes.get_errno() if result < 0 else result
+
+
+# ── why not ──────────────────────────────────────────────────────────────────────────────────────────────────
+def _not_permitted() -> str:
+    try:
+        value = _DISABLED.read_text().strip()
+    except OSError:
+        value = "absent"
+    if value == "2":
+        return "kernel.io_uring_disabled is 2 (off for everybody): set it to 0 with sysctl."
+    if value == "1" and os.geteuid() != 0:
+        return (
+            "kernel.io_uring_disabled is 1 (for privileged processes and kernel.io_uring_group only): join that "
+            "group, or set it to 0 with sysctl."
+        )
+    return (
+        f"kernel.io_uring_disabled is {value}, so a seccomp filter or a security module forbids it, as containers "
+        "do by default: allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp "
+        "profile."
+    )
+
+
+def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False) -> Exception:
+    """The error for a failed io_uring_setup(2), by its errno."""
+    if number == errno.EPERM or number == errno.EACCES:
+        return IoUringUnavailable("io_uring_setup", number, fix=f"{_not_permitted()} {_PREAD}")
+    if number == errno.ENOSYS:
+        return IoUringUnavailable(
+            "io_uring_setup", number, fix=f"The kernel lacks io_uring (5.11 or newer, CONFIG_IO_URING). {_PREAD}"
+        )
+    if number == errno.ENOMEM:
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        needed = entries * kernel.SQE_BYTES + 2 * entries * kernel.CQE_BYTES
+        if limit != resource.RLIM_INFINITY:
+            return MemlockTooSmall(needed=needed, limit=limit)
+        return IoUringSyscall("io_uring_setup", number, fix="The system or the container is out of memory.")
+    if number == errno.EMFILE or number == errno.ENFILE:
+        return IoUringSyscall("io_uring_setup", number, fix="Raise the limit of open files (ulimit -n).")
+    if number == errno.EINVAL:
+        what = "SQPOLL's CPU may not exist, or " if sqpoll else ""
+        return IoUringSyscall(
+            "io_uring_setup", number, fix=f"{what}{entries} entries are not between 1 and {kernel.MAX_ENTRIES}."
+        )
+    return IoUringSyscall("io_uring_setup", number)
+
+
+def has_ipc_lock() -> bool:
+    """Whether this process may lock memory beyond RLIMIT_MEMLOCK (CAP_IPC_LOCK is effective)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+    return False
+
+
+def check_memlock(needed: int) -> None:
+    """Raise MemlockTooSmall where RLIMIT_MEMLOCK surely forbids registering ``needed`` bytes."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit != resource.RLIM_INFINITY and needed > limit and not has_ipc_lock():
+        raise MemlockTooSmall(needed=needed, limit=limit)
+
+
+# ── the ring ─────────────────────────────────────────────────────────────────────────────────────────────────
+def _flag_ladder(sqpoll: bool) -> list[int]:
+    """Set-up flags, best first. SQPOLL excludes the ways of running completion work in the submitter."""
+    single = kernel.SETUP_SINGLE_ISSUER | kernel.SETUP_R_DISABLED
+    if sqpoll:
+        return [single | kernel.SETUP_NO_SQARRAY, single, 0]
+    defer = single | kernel.SETUP_DEFER_TASKRUN
+    return [defer | kernel.SETUP_NO_SQARRAY, defer, single | kernel.SETUP_COOP_TASKRUN, kernel.SETUP_COOP_TASKRUN, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class RingAddresses:
+    """Where the mapped ring's words lie in this process, and its sizes."""
+
+    fd: int
+    sq_head: int
+    sq_tail: int
+    sq_flags: int
+    sq_entries: int
+    sqes: int
+    cq_head: int
+    cq_tail: int
+    cq_overflow: int
+    cq_entries: int
+    cqes: int
+
+
+class IoUringRing:
+    """An io_uring with ``entries`` submission and ``cq_entries`` completion entries (powers of two).
+
+    Where ``flags`` has R_DISABLED, the thread that will submit calls ``enable`` first: the ring then belongs to
+    it alone, and ``update_file`` and submissions from another thread fail (EEXIST). Buffers and files are
+    registered before that, by anybody.
+
+    sqpoll_idle_ms: after how much idleness the kernel's poller sleeps; sqpoll_cpu: the core that it is bound to.
+    Raises IoUringUnavailable, MemlockTooSmall, IoUringSyscall.
+    """
+
+    def __init__(
+        self,
+        entries: int,
+        cq_entries: int,
+        sqpoll: bool = False,
+        sqpoll_idle_ms: int = 50,
+        sqpoll_cpu: int | None = None,
+    ) -> None:
+        if not (0 < entries <= kernel.MAX_ENTRIES and entries <= cq_entries <= 2 * kernel.MAX_ENTRIES):
+            raise OptionError(f"{entries} submission and {cq_entries} completion entries make no ring")
+        self.sqpoll = sqpoll
+        self._closed = False
+        self._enabled = False
+        self._pins: list[Any] = []
+        self._maps: list[mmap.mmap] = []
+        self.fd, params = self._set_up(entries, cq_entries, sqpoll_idle_ms, sqpoll_cpu)
+        self.flags: int = params.flags
+        self.features: int = params.features
+        try:
+            self._require(kernel.FEAT_SINGLE_MMAP | kernel.FEAT_NODROP | kernel.FEAT_EXT_ARG)
+            self.addresses = self._map(params)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, entries: int, cq_entries: int, idle_ms: int, cpu: int | None) -> tuple[int, kernel.Params]:
+        base = kernel.SETUP_CQSIZE | (kernel.SETUP_SQPOLL if self.sqpoll else 0)
+        if self.sqpoll and cpu is not None:
+            base |= kernel.SETUP_SQ_AFF
+        result = -errno.EINVAL
+        for extra in _flag_ladder(self.sqpoll):
+            params = kernel.Params(flags=base | extra, cq_entries=cq_entries)
+            if self.sqpoll:
+                params.sq_thread_idle = idle_ms
+                params.sq_thread_cpu = cpu or 0
+            result = _syscall(kernel.SYS_SETUP, entries, ctypes.addressof(params))
+            if result != -errno.EINVAL:
+                break
+        if result < 0:
+            raise setup_error(-result, entries=entries, sqpoll=self.sqpoll)
+        return result, params
+
+    def _require(self, features: int) -> None:
+        if self.features & features != features:
+            raise IoUringUnavailable(
+                "io_uring_setup", errno.ENOSYS, fix=f"This kernel's io_uring is too old (5.11 is needed). {_PREAD}"
+            )
+
+    def _map(self, params: kernel.Params) -> RingAddresses:
+        # One mapping holds both rings (FEAT_SINGLE_MMAP), a second one the SQEs.
+        array = 0 if self.flags & kernel.SETUP_NO_SQARRAY else params.sq_off.array + params.sq_entries * 4
+        size = max(array, params.cq_off.cqes + params.cq_entries * kernel.CQE_BYTES)
+        ring = self._pinned(size, kernel.OFF_SQ_RING)
+        sqes = self._pinned(params.sq_entries * kernel.SQE_BYTES, kernel.OFF_SQES)
+        if array:  # entry n of the array stays n for ever: the indirection is not used
+            indices = (ctypes.c_uint32 * params.sq_entries).from_address(ring + params.sq_off.array)
+            indices[:] = range(params.sq_entries)
+        sq, cq = params.sq_off, params.cq_off
+        return RingAddresses(
+            fd=self.fd,
+            sq_head=ring + sq.head,
+            sq_tail=ring + sq.tail,
+            sq_flags=ring + sq.flags,
+            sq_entries=params.sq_entries,
+            sqes=sqes,
+            cq_head=ring + cq.head,
+            cq_tail=ring + cq.tail,
+            cq_overflow=ring + cq.overflow,
+            cq_entries=params.cq_entries,
+            cqes=ring + cq.cqes,
+        )
+
+    def _pinned(self, size: int, offset: int) -> int:
+        mapped = mmap.mmap(self.fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=offset)
+        pin = (ctypes.c_char * size).from_buffer(mapped)
+        self._maps.append(mapped)
+        self._pins.append(pin)
+        return ctypes.addressof(pin)
+
+    def _register(self, opcode: int, address: int, count: int) -> int:
+        if self._closed:
+            raise IoUringSyscall("io_uring_register", errno.EBADF, fix="The ring is closed.")
+        return _syscall(kernel.SYS_REGISTER, self.fd, opcode, address, count)
+
+    def register_buffers(self, buffers: Sequence[tuple[int, int]]) -> None:
+        """Pin ``buffers``, (address, length in bytes) each, at most 1 GiB. Raises MemlockTooSmall."""
+        for address, length in buffers:
+            if address <= 0 or not 0 < length <= kernel.MAX_BUFFER_BYTES:
+                raise OptionError(f"a registered buffer has 1 to {kernel.MAX_BUFFER_BYTES} bytes, not {length}")
+        if not 0 < len(buffers) <= kernel.MAX_BUFFERS:
+            raise OptionError(f"1 to {kernel.MAX_BUFFERS} buffers can be registered, not {len(buffers)}")
+        needed = sum(length for _, length in buffers)
+        check_memlock(needed)
+        vectors = (kernel.Iovec * len(buffers))(*[kernel.Iovec(a, n) for a, n in buffers])
+        result = _syscall_retrying(
+            lambda: self._register(kernel.REGISTER_BUFFERS, ctypes.addressof(vectors), len(buffers))
+        )
+        if result == -errno.ENOMEM:
+            # The limit counts for all of a user's processes, and root of a user namespace isn't exempt.
+            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+            if limit != resource.RLIM_INFINITY:
+                raise MemlockTooSmall(needed=needed, limit=limit)
+        if result < 0:
+            raise IoUringSyscall("io_uring_register (buffers)", -result)
+
+    def register_files(self, count: int) -> None:
+        """A table of ``count`` fixed files, all empty."""
+        table = (ctypes.c_int32 * count)(*[-1] * count)
+        result = self._register(kernel.REGISTER_FILES, ctypes.addressof(table), count)
+        if result < 0:
+            fix = "Raise the limit of open files (ulimit -n)." if result == -errno.EMFILE else None
+            raise IoUringSyscall("io_uring_register (files)", -result, fix=fix)
+
+    def update_file(self, index: int, fd: int) -> None:
+        """Put ``fd`` (−1: nothing) in the table at ``index``. Reads in flight keep the file that they have."""
+        update = (ctypes.c_uint32 * (kernel.UPDATE_TOTAL // 4))()
+        base = ctypes.addressof(update)
+        update[kernel.UPDATE_OFFSET // 4] = index
+        update[kernel.UPDATE_FD // 4] = fd & 0xFFFFFFFF
+        ctypes.c_uint64.from_address(base + kernel.UPDATE_FDS).value = base + kernel.UPDATE_FD
+        result = self._register(kernel.REGISTER_FILES_UPDATE, base, 1)
+        if result < 0:
+            raise IoUringSyscall("io_uring_register (file update)", -result)
+
+    def enable(self) -> None:
+        """Make the calling thread the one that submits. Once; nothing where the ring was never disabled."""
+        if self._enabled:
+            return
+        if self.flags & kernel.SETUP_R_DISABLED:
+            result = self._register(kernel.REGISTER_ENABLE_RINGS, 0, 0)
+            if result < 0:
+                raise IoUringSyscall("io_uring_register (enable)", -result)
+        self._enabled = True
+
+    def close(self) -> None:
+        """Unmap and close; idempotent. The owner has seen to it that nothing is in flight."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pins.clear()
+        for mapped in self._maps:
+            mapped.close()
+        os.close(self.fd)
+
+
+def _syscall_retrying(call: Any, tries: int = 8) -> int:
+    """Pinning many pages may be interrupted."""
+    result = -errno.EINTR
+    for _ in range(tries):
+        result = call()
+        if result != -errno.EINTR:
+            break
+    return int(result)
+
+
+# ── whether, and how ─────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether io_uring can be used here: ``error`` is None, or why it can't."""
+
+    error: Exception | None
+    flags: int
+    features: int
+
+    @property
+    def available(self) -> bool:
+        return self.error is None
+
+
+@functools.cache
+def probe() -> Probe:
+    """Set up a small ring, once in a process, and see."""
+    try:
+        ring = IoUringRing(2, 4)
+    except (IoUringSyscall, MemlockTooSmall) as error:
+        return Probe(error, 0, 0)
+    try:
+        return Probe(None, ring.flags, ring.features)
+    finally:
+        ring.close()
+
+
+def sqpoll_choice(mode: str, cores: int, lanes: int) -> tuple[bool, str]:
+    """Whether to use SQPOLL, and why, as text. ``mode`` is auto, on or off; ``lanes`` are all of the host's.
+
+    A poller costs a core. On two cores it loses against plain submission; with cores to spare it saves the lane
+    its system calls. So ``auto`` wants two cores for each lane, and four more for everything else.
+    """
+    if mode not in ("auto", "on", "off"):
+        raise OptionError(f"sqpoll is auto, on or off, not {mode!r}")
+    if mode != "auto":
+        return mode == "on", f"SQPOLL {mode}: as asked"
+    needed = 2 * lanes + 4
+    if cores >= needed:
+        return True, f"SQPOLL on: {cores} cores are enough for {lanes} lanes ({needed})"
+    return False, f"SQPOLL off: {cores} cores, {lanes} lanes with pollers need {needed}"
