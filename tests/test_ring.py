@@ -16,6 +16,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
 from uring_actors.megakernel import cpu, feed, ring
 from uring_actors.publisher import Publisher, ScanJob
+from uring_actors.uring.work import Geometry
 
 MakeArena = Callable[..., Arena]
 JUST_BELOW_WRAP = 2**32 - 5
@@ -228,7 +229,7 @@ def test_publisher_carries_every_completion_and_hands_credits_back(make_arena: M
     arena = make_arena(lanes=3, slots=2)
     start_counters(arena, start)
     book = arena.address_book()
-    job = ScanJob(payload=1000, lead=0, halo=0, opcode=abi.OP_SCAN_NOP)
+    job = ScanJob(Geometry(4096, 0, 0), abi.OP_SCAN_NOP)
     publisher = Publisher(arena, job, spins=50)
     lanes = [FakeLane(arena, i) for i in range(3)]
     seen: list[int] = []
@@ -242,7 +243,7 @@ def test_publisher_carries_every_completion_and_hands_credits_back(make_arena: M
             for lane in lanes:
                 lane.take_credits()
                 if lane.free and sent < 3000:
-                    lane.complete(sent, 1 + sent % 1500)
+                    lane.complete(sent, 1 + sent % 6000)
                     sent += 1
 
             bell.ring(arena.at(arena.layout.state + abi.BELL_PUBLISHER), 1)
@@ -250,9 +251,9 @@ def test_publisher_carries_every_completion_and_hands_credits_back(make_arena: M
             n = ring.collect(book, position, rows, 10, 1_000_000)
             for row in rows[:n]:
                 number = int(row[ring.COLUMN_FILE_ID])
-                nbytes = 1 + number % 1500
-                assert row[ring.COLUMN_PAYLOAD_BYTES] == min(nbytes, 1000)
-                assert row[ring.COLUMN_HALO_BYTES] == max(0, nbytes - 1000)
+                nbytes = 1 + number % 6000
+                assert row[ring.COLUMN_PAYLOAD_BYTES] == min(nbytes, 4096)
+                assert row[ring.COLUMN_HALO_BYTES] == max(0, nbytes - 4096)
                 assert row[ring.COLUMN_FILE_OFFSET] == 1 << 40
                 assert row[ring.COLUMN_EXTENT_ID] == 3
                 seen.append(number)
@@ -267,7 +268,7 @@ def test_publisher_carries_every_completion_and_hands_credits_back(make_arena: M
 
 def test_publisher_marks_failures_and_publishes_them_without_a_scan(make_arena: MakeArena) -> None:
     arena = make_arena()
-    job = ScanJob(payload=65536, lead=0, halo=0, opcode=abi.OP_SCAN_TOUCH)
+    job = ScanJob(Geometry(65536, 0, 0), abi.OP_SCAN_TOUCH)
     publisher = Publisher(arena, job, spins=0)
     lane = FakeLane(arena, 0)
     lane.complete(1, 0, slot=abi.NO_DATA_SLOT, status=2)
@@ -284,7 +285,7 @@ def test_publisher_marks_failures_and_publishes_them_without_a_scan(make_arena: 
 def test_publisher_refuses_a_ring_slot_in_flight(make_arena: MakeArena) -> None:
     arena = make_arena()
     arena.words(arena.layout.ring, arena.layout.ring_slots * 16).reshape(-1, 16)[:, 0] = abi.CLAIMED
-    publisher = Publisher(arena, ScanJob(65536, 0, 0, abi.OP_SCAN_NOP), spins=0)
+    publisher = Publisher(arena, ScanJob(Geometry(65536, 0, 0), abi.OP_SCAN_NOP), spins=0)
     FakeLane(arena, 0).complete(1, 10)
     publisher.start()
     deadline = time.monotonic() + 5
@@ -302,7 +303,7 @@ def test_publisher_refuses_a_ring_slot_in_flight(make_arena: MakeArena) -> None:
     st.booleans(),
 )
 def test_a_job_fits_its_data_slot(slot_bytes: int, halo: int, lead: bool) -> None:
-    job = ScanJob.fit(slot_bytes, 0, halo=halo, lead=lead)
-    assert job.payload % 4096 == 0
-    assert job.payload > 0
-    assert job.lead + job.payload + halo <= slot_bytes
+    geometry = ScanJob.fit(slot_bytes, 0, halo=halo, lead=lead).geometry
+    assert geometry.payload % 4096 == 0
+    assert geometry.payload > 0
+    assert geometry.lead + geometry.payload + halo <= slot_bytes

@@ -125,8 +125,8 @@ class ReaderActor(_RoleActor):
         """``announced`` is the host's answer to ``add_files``: Ray makes this call wait for it."""
         self._reader.submit(files)
 
-    def finish(self) -> None:
-        self._reader.finish()
+    def drain(self) -> None:
+        self._reader.drain()
 
     def stats(self) -> ReaderStats:
         return self._reader.stats()
@@ -227,7 +227,7 @@ class RayNode:
 
     def finish(self, total: int) -> None:
         self._wait_submitted(0)
-        self._call([reader.finish.remote() for reader in self._readers] + [self._host.finish.remote(total)])
+        self._call([reader.drain.remote() for reader in self._readers] + [self._host.finish.remote(total)])
 
     def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
         while True:

@@ -55,7 +55,7 @@ class KernelHost:
         self._arena = arena
         self._book = arena.address_book()
         self._spins = spins
-        self._settler = operation.make_settler(arena, job.payload)
+        self._settler = operation.make_settler(arena, job.geometry.payload)
         self._kernel = CpuKernel(arena, threads, spins=spins, make_worker=lambda: operation.make_worker(arena))
         self._retired = feed.retired_channel(self._book)
         self._mask = arena.layout.channel_records - 1

@@ -25,9 +25,8 @@ from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.ops.base import Operation
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher, ScanJob
-from uring_actors.reader import Reader, ReaderStats
+from uring_actors.reader import Reader, ReaderStats, choose_io_engine
 from uring_actors.results.errors import Failure
-from uring_actors.uring.ring import choose_io_engine
 
 _FEW_CORES = 4
 
@@ -82,11 +81,11 @@ class NodeSpec:
             arena,
             self.devices[reader][1],
             self.lanes_of(reader),
-            self.job,
+            self.job.geometry,
             io_engine=self.io_engine,
             io=self.options.io,
             sqpoll=self.sqpoll,
-            spins=self.spins,
+            spin=self.spins,
         )
 
     def make_publisher(self, arena: Arena) -> Publisher:
@@ -112,6 +111,13 @@ class NodeStats:
 
     host: HostStats
     readers: tuple[ReaderStats, ...]
+
+    @property
+    def io(self) -> str:
+        """How files were opened so far: direct, buffered, direct+buffered, or nothing yet."""
+        direct = sum(reader.files_direct for reader in self.readers)
+        opened = sum(reader.files_opened for reader in self.readers)
+        return "+".join(["direct"] * (direct > 0) + ["buffered"] * (opened > direct))
 
 
 class Node(Protocol):
@@ -163,7 +169,7 @@ class LocalNode:
 
     def finish(self, total: int) -> None:
         for reader in self._readers:
-            reader.finish()
+            reader.drain()
         self._host.finish(total)
 
     def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:

@@ -16,19 +16,14 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
 from uring_actors.loop import SLICE_NS, LoopThread
 from uring_actors.megakernel import feed
+from uring_actors.uring.work import BLOCK, Geometry, round_up
 
 
 @dataclass(frozen=True, slots=True)
 class ScanJob:
-    """What every extent of a scan is published as, and how it lies in its data slot.
+    """What every extent of a scan is published as. ``tenant``: 0–29."""
 
-    ``payload``: payload bytes of a full extent, a multiple of a page. ``lead``: bytes before the payload (a page, or
-    0 for operations without context). ``halo``: bytes read after it. ``tenant``: 0–29.
-    """
-
-    payload: int
-    lead: int
-    halo: int
+    geometry: Geometry
     opcode: int
     operation: int = 0
     tenant: int = 0
@@ -36,9 +31,8 @@ class ScanJob:
     @classmethod
     def fit(cls, slot_bytes: int, opcode: int, *, halo: int, lead: bool) -> ScanJob:
         """The largest payload that fits a data slot with its context."""
-        before = abi.PAGE if lead else 0
-        after = -(-halo // abi.PAGE) * abi.PAGE
-        return cls(slot_bytes - before - after, before, halo, opcode)
+        before = BLOCK if lead else 0
+        return cls(Geometry(slot_bytes - before - round_up(halo), before, halo), opcode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +57,8 @@ class Publisher:
         self._state[feed.FEED_FREE] = slots
         self._state[feed.FEED_TAIL] = arena.words(arena.layout.state + abi.STATE_TAIL, 1)[0]
         self._job = np.zeros(feed.JOB_WORDS, np.int64)
-        self._job[feed.JOB_PAYLOAD] = job.payload
-        self._job[feed.JOB_LEAD] = job.lead
+        self._job[feed.JOB_PAYLOAD] = job.geometry.payload
+        self._job[feed.JOB_LEAD] = job.geometry.lead
         self._job[feed.JOB_OPCODE] = job.opcode
         self._job[feed.JOB_OPERATION] = job.operation
         self._job[feed.JOB_TENANT] = job.tenant

@@ -157,7 +157,7 @@ class Scan:
             engine=spec.options.engine,
             backend="cpu",
             io_engine=spec.io_engine,
-            io="+".join(sorted({io for reader in self._last.readers for io in reader.io})) or spec.options.io,
+            io=self._last.io or spec.options.io,
             sqpoll=spec.sqpoll,
             devices=tuple(name for _, name in spec.devices),
             notes=spec.notes,
