@@ -6,10 +6,10 @@ integers).
 **text** is for people and for ``cut``: one row a line, ``path:line:column:match``, or all columns for rows
 that are no matches. A line or column that is not known (after an I/O error within the file) is ``?``. A
 newline within a path or a match is written as the two characters ``\\n``, so that one line is always one
-row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a backslash and
-an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is escaped as well
-(``\\t``, ``\\x1b``, ``\\u202e``), and bytes that are not UTF-8 are ``\\xff``: a file's content must not be
-able to steer the reader's terminal.
+row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a
+backslash and an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is
+escaped as well (``\\t``, ``\\x1b``, ``\\u202e``), bytes that are not UTF-8 as ``\\xff``: a file's content
+must not be able to steer the reader's terminal.
 
 **jsonl** is one JSON object a line with the columns as keys, in their order, in pure ASCII: any bytes
 survive, and no line splitter can be misled. Paths and matches that are not UTF-8 appear as ``path_base64``
