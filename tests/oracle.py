@@ -29,9 +29,7 @@ def compile_oracle(pattern: Regex | Literal):
             return re2.compile(text, options)
         return re2.compile(text.encode(), options)
     flags = "".join(
-        letter
-        for letter, on in (("i", pattern.ignore_case), ("m", pattern.multi_line), ("s", pattern.dot_all))
-        if on
+        letter for letter, on in (("i", pattern.ignore_case), ("m", pattern.multi_line), ("s", pattern.dot_all)) if on
     )
     source = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
     source = (f"(?{flags})" if flags else "") + source

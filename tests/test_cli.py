@@ -123,9 +123,7 @@ def test_an_operation_that_looks_for_nothing_succeeds(scan: FakeScan, cli: Calla
     assert scan.calls[0]["patterns"] is None
 
 
-def test_errors_win_over_matches_and_are_said_even_quietly(
-    scan: FakeScan, cli: Callable[..., Outcome]
-) -> None:
+def test_errors_win_over_matches_and_are_said_even_quietly(scan: FakeScan, cli: Callable[..., Outcome]) -> None:
     scan.rows = [MATCH]
     scan.failures = [
         Failure(b"a\n\xff", "cannot open", 13),
@@ -263,9 +261,7 @@ def test_formats(scan: FakeScan, cli: Callable[..., Outcome], tmp_path: Path) ->
     assert pa.ipc.open_stream(path.read_bytes()).read_all().num_rows == 1
 
 
-def test_an_output_file_of_a_scan_that_fails(
-    scan: FakeScan, cli: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_an_output_file_of_a_scan_that_fails(scan: FakeScan, cli: Callable[..., Outcome], tmp_path: Path) -> None:
     scan.rows, scan.fail = [MATCH], NodeFailed("reader", "it was killed")
     assert cli("scan", "-e", "x", "-o", str(tmp_path / "rows"), "p")[0] == 2
     assert os.listdir(tmp_path) == []
@@ -384,9 +380,7 @@ def test_doctor(cli: Callable[..., Outcome]) -> None:
     assert "2 lanes want 8" in out
 
 
-def test_doctor_where_io_uring_is_forbidden(
-    cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_where_io_uring_is_forbidden(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "probe_io_uring", lambda: 1)
     _, out, _ = cli("doctor")
     assert "refused (EPERM: Operation not permitted); scans use pread" in out

@@ -132,5 +132,7 @@ def test_threads_with_several_lanes(tree: Path, wanted: set[oracle.Row], lanes: 
     ("slot_bytes", "io", "io_engine"),
     [(65536, "buffered", "auto"), (1 << 20, "direct", "auto"), (65536, "direct", "pread")],
 )
-def test_ray(tree: Path, wanted: set[oracle.Row], slot_bytes: int, io: str, io_engine: str, ray_session: None) -> None:
+def test_ray(
+    tree: Path, wanted: set[oracle.Row], slot_bytes: int, io: str, io_engine: str, ray_session: None
+) -> None:
     check(tree, wanted, engine="ray", io_engine=io_engine, io=io, slot_bytes=slot_bytes, slots=8)

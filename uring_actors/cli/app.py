@@ -94,9 +94,7 @@ def commands() -> None:
 @click.option("--io-engine", type=_choice("io_engine"), default=_DEFAULTS.io_engine, show_default=True)
 @click.option("--io", type=_choice("io"), default=_DEFAULTS.io, show_default=True)
 @click.option("--sqpoll", type=_choice("sqpoll"), default=_DEFAULTS.sqpoll, show_default=True)
-@click.option(
-    "--lanes", type=int, metavar="N", default=_DEFAULTS.lanes, show_default=True, help="Per block device."
-)
+@click.option("--lanes", type=int, metavar="N", default=_DEFAULTS.lanes, show_default=True, help="Per block device.")
 @click.option(
     "--slot-size",
     "slot_bytes",

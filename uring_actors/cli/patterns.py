@@ -36,9 +36,7 @@ def patterns(
         )
         for one in regexps
     ]
-    found.extend(
-        Literal(os.fsencode(one) if latin1 else _argument(one), ignore_case=ignore_case) for one in fixed
-    )
+    found.extend(Literal(os.fsencode(one) if latin1 else _argument(one), ignore_case=ignore_case) for one in fixed)
     return found
 
 

@@ -8,7 +8,7 @@ that are no matches. A line or column that is not known (after an I/O error with
 newline within a path or a match is written as the two characters ``\\n``, so that one line is always one
 row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a
 backslash and an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is
-escaped as well (``\\t``, ``\\x1b``, ``\\u202e``), and bytes that are not UTF-8 are ``\\xff``: a file's content
+escaped as well (``\\t``, ``\\x1b``, ``\\u202e``), bytes that are not UTF-8 as ``\\xff``: a file's content
 must not be able to steer the reader's terminal.
 
 **jsonl** is one JSON object a line with the columns as keys, in their order, in pure ASCII: any bytes

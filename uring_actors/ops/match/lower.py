@@ -127,9 +127,7 @@ def _merged(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
                 by_rest[rest] = by_rest.get(rest, 0) | sequence[place]
             else:
                 by_rest[sequence] = by_rest.get(sequence, 0)
-        found = [
-            (*rest[:place], mask, *rest[place + 1 :]) if mask else rest for rest, mask in by_rest.items()
-        ]
+        found = [(*rest[:place], mask, *rest[place + 1 :]) if mask else rest for rest, mask in by_rest.items()]
     return found
 
 
@@ -187,9 +185,7 @@ def _times(width: int | None, count: int | None) -> int | None:
 
 def can_hold_newline(tree: Node) -> bool:
     """Whether a word may contain byte 0A. False is certain, True is not."""
-    return fold(
-        tree, lambda node, below: bool(node.mask & _NEWLINE) if isinstance(node, ByteSet) else any(below)
-    )
+    return fold(tree, lambda node, below: bool(node.mask & _NEWLINE) if isinstance(node, ByteSet) else any(below))
 
 
 def selectivity(tree: Node) -> float:
@@ -267,9 +263,7 @@ def _spell_set(mask: int) -> bytes:
         return rb"[^\x00-\xff]"
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return _spell_byte(ranges[0][0])
-    inside = b"".join(
-        _spell_byte(low) + (b"-" + _spell_byte(high) if low < high else b"") for low, high in ranges
-    )
+    inside = b"".join(_spell_byte(low) + (b"-" + _spell_byte(high) if low < high else b"") for low, high in ranges)
     return b"[" + inside + b"]"
 
 

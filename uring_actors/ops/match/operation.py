@@ -112,7 +112,9 @@ class MatchWorker:
         if overflow:
             hits = self._spill[data_slot] = np.empty((count, _HIT_WORDS), np.uint32)
         else:
-            hits = np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block + abi.RESULT_HITS).reshape(count, -1)
+            hits = np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block + abi.RESULT_HITS).reshape(
+                count, -1
+            )
         pairs = np.array(found, np.int64)
         # A candidate that ends in the lead byte belongs to the extent before: an end of 0 says so.
         hits[:, abi.HIT_PATTERN // 4] = pairs[:, 0]
@@ -159,9 +161,7 @@ class MatchSettler:
             if entry.size == 0:
                 self.files += 1
                 continue
-            settler = FileSettler(
-                self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode)
-            )
+            settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
             self._open[entry.id] = _OpenFile(entry, settler, extents(entry.size, self._payload))
 
     def settle(self, rows: SlotRows) -> None:
