@@ -22,3 +22,25 @@ def make_arena() -> Iterator[Callable[..., Arena]]:
     yield make
     for arena in arenas:
         arena.close()
+
+
+@pytest.fixture
+def need_uring() -> Callable[[], None]:
+    """Skips the test, with the reason, where io_uring can't be had."""
+    from uring_actors.uring.ring import probe
+
+    def check() -> None:
+        error = probe().error
+        if error is not None:
+            pytest.skip(f"io_uring is not available: {error}")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of this test session's own, started by the first scan that needs it."""
+    yield
+    import ray
+
+    ray.shutdown()

@@ -1,7 +1,7 @@
 """The roles as Ray actors: one reader per device, one publisher, one kernel host, in one placement group.
 
-Ray starts, places, watches and stops; it carries file lists, statistics and result batches. Data and slot indices move
-through the arena alone, which the kernel host's process creates and the others attach to.
+Ray starts, places, watches and stops; it carries file lists, statistics and result batches. Data and slot indices
+move through the arena alone, which the kernel host's process creates and the others attach to.
 
 Actors start in two phases: a constructor that does nothing, then ``initialise``. ``run`` is a call that lasts as long
 as the actor works: its reference is the sentinel by which a death is noticed. Nothing is freed by the actors' own
@@ -148,7 +148,8 @@ def _this_node() -> str:
     mine = ray.get_runtime_context().get_node_id()
     for node in ray.nodes():
         if node["NodeID"] == mine:
-            return next(r for r in node["Resources"] if r.startswith("node:") and r != "node:__internal_head__")
+            own = (r for r in node["Resources"] if r.startswith("node:") and r != "node:__internal_head__")
+            return str(next(own))
     raise NodeFailed("node", "Ray does not list the node that this process runs on")
 
 

@@ -1,8 +1,8 @@
 """One node's pipeline: readers, publisher and kernel host around one arena.
 
 ``NodeSpec`` says what to build; it is picklable and decided once, where the node is. ``LocalNode`` runs all of it in
-this process (the ``threads`` engine); ``actors.RayNode`` runs the same roles as Ray actors. Both are a ``Node``, which
-is all that a scan knows. The pipeline is the unit of failure: when a part dies, the whole is torn down.
+this process (the ``threads`` engine); ``actors.RayNode`` runs the same roles as Ray actors. Both are a ``Node``,
+which is all that a scan knows. The pipeline is the unit of failure: when a part dies, the whole is torn down.
 
 Life of a node: created → started → finishing (``finish``) → closed (idempotent; also after a failure).
 """
