@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests import hot_helpers
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 
@@ -44,3 +45,25 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_arena() -> Iterator[Arena]:
+    arena = Arena.create(hot_helpers.LAYOUT)
+    yield arena
+    arena.close()
+
+
+@pytest.fixture(scope="session")
+def peer(shared_arena: Arena) -> Iterator[hot_helpers.Peer]:
+    """A second process that runs loops of ``hot_helpers`` on the arena."""
+    other = hot_helpers.Peer(shared_arena)
+    yield other
+    other.close()
+
+
+@pytest.fixture
+def scratch(shared_arena: Arena) -> Arena:
+    """The arena, its data slots zeroed."""
+    shared_arena.view[hot_helpers.LAYOUT.data :] = bytes(len(shared_arena.view) - hot_helpers.LAYOUT.data)
+    return shared_arena

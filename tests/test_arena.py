@@ -98,11 +98,9 @@ def child_mirrors(handle, pipe):
 
 
 def test_shared_bytes_are_seen_both_ways_by_a_spawned_process(arena):
-    here, there = spawn.Pipe()
     words = arena.words(LAYOUT.data, 4)
     words[:] = [1, 2, 0xDEADBEEF, 4]
-    child = spawn.Process(target=child_mirrors, args=(arena.handle(), there))
-    child.start()
+    child, here = start(child_mirrors, arena.handle())
     seen, fd, pid = here.recv()
     assert seen == [1, 2, 0xDEADBEEF, 4]
     assert here.recv() == "written"

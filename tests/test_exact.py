@@ -52,8 +52,8 @@ def filler(rng: random.Random, size: int, kind: str) -> bytearray:
         return bytearray(rng.choices(alphabet, k=size))
     if kind == "binary":
         return bytearray(rng.randbytes(size))
-    if kind == "runs":
-        return bytearray(b"a" * size)
+    if kind == "runs":  # long enough to cross a border, few enough to be compared row by row
+        return bytearray(b"".join(b"b" * 20000 + b"a" * rng.randrange(200, 3000) for _ in range(size // 20000 + 1)))[:size]
     if kind == "long-line":
         return bytearray(rng.choices(b"abc ", k=size))
     return bytearray(b"\n" * size)
@@ -83,10 +83,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             folder = root / f"d{i % 3}" / kind
             folder.mkdir(parents=True, exist_ok=True)
             data = filler(rng, size, kind)
+            if kind == "runs":  # one over every border, of even and odd lengths
+                for border in range(LEAST_PAYLOAD, size, LEAST_PAYLOAD):
+                    data[border - 700 : border + rng.randrange(700)] = b"a" * 700
+                data = data[:size]
             borders = [b for step in (LEAST_PAYLOAD, 61440, (1 << 20) - 8192) for b in range(step, size, step)]
             if size:
                 plant(rng, data, borders)
             (folder / f"f{size}").write_bytes(data)
+    (root / "nothing but a").write_bytes(b"a" * (LEAST_PAYLOAD + 333))
     (root / os.fsdecode(b"caf\xe9 \n\xff")).write_bytes(b"needle in a file whose name is not UTF-8\n")
     return root
 

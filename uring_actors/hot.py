@@ -8,9 +8,11 @@ there means a new, empty directory.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,18 +36,33 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def _private(path: str) -> bool:
+    """Whether ``path`` is (or can be made) a directory that nobody but this user can put code in."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 @functools.cache
 def cache_directory() -> str:
-    """Where compiled loops are kept: under XDG_CACHE_HOME or ~/.cache, else under the temporary directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for root in (base, os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")):
-        path = os.path.join(root, "uring_actors", _digest())
-        try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-        except OSError:
-            continue
-        # Code is loaded from here: a directory that another user could write to is not taken.
-        if os.stat(path).st_uid == os.getuid() and os.access(path, os.W_OK):
+    """Where compiled loops are kept: under XDG_CACHE_HOME or ~/.cache, else under the temporary directory.
+
+    Code is loaded from here, so no directory on the way from the root that is ours may be another user's to write
+    to: whoever can write to a parent can exchange the child. Empty where no such place can be had.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    roots = [os.path.join(os.path.realpath(tempfile.gettempdir()), f"cache-{os.geteuid()}")]
+    if os.path.isabs(home):  # it isn't where the user has no home: "~/.cache"
+        roots.insert(0, os.path.realpath(home))
+    for root in roots:
+        ours = os.path.join(root, "uring_actors")
+        path = os.path.join(ours, _digest())
+        if _private(root) and _private(ours) and _private(path) and os.access(path, os.W_OK | os.X_OK):
             return path
     return ""
 
@@ -57,11 +74,13 @@ def hot(function: F) -> F:
     silently becomes float64 in Numba.
     """
     parts = function.__module__.split(".")
-    if parts[0] != "uring_actors" or parts[1] not in _SOURCES:
+    if len(parts) < 2 or parts[0] != "uring_actors" or parts[1] not in _SOURCES:
         raise TypeError(f"a hot function must live in one of {_SOURCES}, not in {function.__module__}")
-    saved, config.CACHE_DIR = config.CACHE_DIR, cache_directory()
+    directory = cache_directory()
+    saved, config.CACHE_DIR = config.CACHE_DIR, directory
     try:
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        # Without a directory nothing is cached: Numba's own choice, __pycache__, doesn't see what changed elsewhere.
+        compiled = numba.njit(nogil=True, cache=bool(directory), error_model="numpy")(function)
     finally:
         config.CACHE_DIR = saved
     return cast(F, compiled)

@@ -18,8 +18,10 @@ from uring_actors.arena.atomics import (
     fetch_add,
     futex_wait,
     load_acquire,
+    pause,
     syscall,
 )
+from uring_actors.arena.channel import pending
 from uring_actors.hot import hot
 
 _WAITERS = 4  # byte offset of the second word
@@ -50,8 +52,27 @@ def sleep(bell: int, key: int, timeout_ns: int) -> None:
 @hot
 def ring(bell: int, wake: int) -> None:
     """Wake up to ``wake`` sleepers, if there are any: one load where nobody sleeps. Call it after making the
-    work visible."""
+    work visible. Wake fewer than all only where any sleeper can do the work."""
     fence()
     if load_acquire(bell + _WAITERS) != 0:
         fetch_add(bell, 1)
         syscall(SYS_FUTEX, bell, FUTEX_WAKE, wake, 0, 0, 0)
+
+
+@hot
+def wait_pending(bell: int, channel: int, spins: int, timeout_ns: int) -> int:
+    """How many records the channel's consumer may take, once there are any: look ``spins`` times, then sleep once.
+
+    0 after ``timeout_ns``, or earlier where something else woke it. ``bell`` is the one that the producer rings.
+    """
+    for _ in range(spins):
+        count = pending(channel)
+        if count != 0:
+            return count
+        pause()
+    key = prepare(bell)
+    if pending(channel) != 0:
+        cancel(bell)
+    else:
+        sleep(bell, key, timeout_ns)
+    return pending(channel)
