@@ -257,6 +257,38 @@ def test_loose_utf8_is_covered(data: st.DataObject) -> None:
     check_bytes(plan, text)
 
 
+@FUZZ
+@given(st.data())
+def test_every_beginning_is_alive(data: st.DataObject) -> None:
+    repeated = ["(?:ab|c)*d", "(?:abc){3}x*", "(?:a(?:bc){2,4})+", "(?:é|ab){2,3}.*"]
+    pattern = data.draw(st.one_of(st.sampled_from(repeated), own.usable_patterns()))
+    (plan,) = compile_patterns([Regex(pattern)])
+    begun = low.beginnings(tree_of(plan), 1 << 14)
+    assume(begun is not None)
+    assert begun is not None
+    alive = re2.compile(begun, syntax.re2_options(True))
+    word = data.draw(own.words(tree_of(plan)))
+    for cut in range(len(word)):
+        assert alive.fullmatch(word[:cut]) is not None, word[:cut]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "living", "dead"),
+    [
+        ("ab+c.*", [b"", b"a", b"ab", b"abb", b"abcx"], [b"b", b"ac", b"abcx\n"]),
+        ("(?:ab|c)+d", [b"", b"cab", b"caba", b"c"], [b"d", b"abb", b"x"]),
+        (r"\bé+", [b"\xc3", b"\xc3\xa9\xc3"], [b"\xa9", b"e"]),
+    ],
+)
+def test_alive_tells_apart(pattern: str, living: list[bytes], dead: list[bytes]) -> None:
+    (plan,) = compile_patterns([Regex(pattern)])
+    assert plan.alive is not None
+    alive = re2.compile(plan.alive, syntax.re2_options(True))
+    assert [bool(alive.fullmatch(text)) for text in living + dead] == [True] * len(living) + [False] * len(
+        dead
+    )
+
+
 # -- candidates
 
 
