@@ -156,13 +156,19 @@ class _Analysis:
         fallback = Kind.FILE if low.can_hold_newline(self.exact) else Kind.LINE
         if self.too_deep:
             return _Choice(fallback, f"{why}; nested more than {low.MOST_DEPTH} deep: RE2 searches alone")
-        prefix = low.bounded_prefix(self.wide, self.limit)
+        prefix = self._clearer(low.bounded_prefix(self.wide, self.limit))
         if low.selectivity(prefix) >= WORTHWHILE:
             return self._reported(Kind.PREFIX, prefix, f"{why}; begins with a bounded part")
-        part = low.necessary_part(self.wide, self.limit)
+        part = self._clearer(low.necessary_part(self.wide, self.limit))
         if low.selectivity(part) >= WORTHWHILE:
             return self._reported(fallback, part, f"{why}; a bounded part is in every match")
         return _Choice(fallback, f"{why}; no part of it is rare enough to look for")
+
+    @staticmethod
+    def _clearer(part: Node) -> Node:
+        """The part without a vague tail, where enough is left."""
+        clear = low.without_vague_tail(part)
+        return clear if low.selectivity(clear) >= WORTHWHILE else part
 
     @staticmethod
     def _reported(kind: Kind, part: Node, reason: str) -> _Choice:

@@ -45,7 +45,9 @@ _TRAIL = mask_of([(0x80, 0xBF)])
 _NEWLINE = 1 << 0x0A
 _SPACE = 1 << 0x20
 _NARROW = 16
-"""Sets of up to so many bytes tell something about a place in ordinary text; larger ones hardly do."""
+"""Sets of up to so many bytes tell something about a place in ordinary text; larger ones only in a row."""
+_WEIGHTS = ((2, 1.0), (_NARROW, 0.5), (80, 0.125))
+"""(set's size up to, what one such byte is worth): a letter in both cases, digits, letters and digits."""
 
 
 # -- lowering
@@ -189,13 +191,15 @@ def can_hold_newline(tree: Node) -> bool:
 
 
 def selectivity(tree: Node) -> float:
-    """How rare words are in text, in «literal bytes»: sets of one or two bytes (a letter in both cases)
-    count 1, narrow ones ½, others nothing, with a space in them half of that; the least of alternatives."""
+    """How rare words are in text, in «literal bytes», by ``_WEIGHTS``; the least of alternatives.
+
+    A set with a space in it counts half.
+    """
 
     def visit(node: Node, below: list[float]) -> float:
         if isinstance(node, ByteSet):
             count = node.mask.bit_count()
-            weight = 1.0 if count <= 2 else 0.5 if count <= _NARROW else 0.0
+            weight = next((weight for most, weight in _WEIGHTS if count <= most), 0.0)
             return weight / 2 if node.mask & _SPACE else weight
         if isinstance(node, Concat):
             return sum(below)
@@ -370,6 +374,31 @@ def starts_only(tree: Node) -> Node:
 def bounded_prefix(tree: Node, limit: int) -> Node:
     """A bounded expression, at most ``limit`` bytes wide, with which every match begins; maybe ``EMPTY``."""
     return starts_only(_prefix(tree, limit)[0])
+
+
+def without_vague_tail(tree: Node) -> Node:
+    """Cut where a tail says little: it costs an engine more, and reports many ends for one start.
+
+    What goes is a last set of many bytes (Hyperscan spells it out into literals), and whatever follows
+    a part of variable width without being worth a literal byte.
+    """
+    tree = starts_only(tree)
+    if isinstance(tree, Alt):
+        return alt(map(without_vague_tail, tree.parts))
+    if not isinstance(tree, Concat) or tree is EMPTY:
+        return tree
+    parts = list(tree.parts)
+    if isinstance(parts[-1], ByteSet) and parts[-1].mask.bit_count() > _NARROW:
+        return without_vague_tail(concat(parts[:-1]))
+    place = max((i for i, part in enumerate(parts[:-1]) if _varies(part)), default=-1)
+    if place >= 0 and selectivity(concat(parts[place + 1 :])) < 1:
+        return without_vague_tail(concat(parts[: place + 1]))
+    return concat([*parts[:-1], without_vague_tail(parts[-1])])
+
+
+def _varies(tree: Node) -> bool:
+    least, most = widths(tree)
+    return least != most
 
 
 def _fits(tree: Node, limit: int) -> bool:

@@ -26,8 +26,8 @@ class Kind(Enum):
     """Unbounded, and no match can contain a newline: the engine reports ends of a necessary part (or nothing
     does), RE2 searches the lines that hold one (or all), against the file."""
     FILE = "file"
-    """Anything else: RE2 searches the file from the first candidate on (from its start where the plan has no
-    candidate expression)."""
+    """Anything else: RE2 searches the file. Where the plan has a candidate expression, a file without a
+    candidate has no match; a match may begin any distance before one."""
 
     @property
     def confirmed_in_slot(self) -> bool:
@@ -39,9 +39,10 @@ class Kind(Enum):
 class PatternPlan:
     """One pattern, ready to be run.
 
-    ``candidate`` is an expression in the byte-level dialect that engines take (see ``frontend.py``); it is what
-    the engine searches: the whole pattern (LITERAL, BOUNDED) or a bounded necessary part (PREFIX, LINE, FILE).
-    Its matches are between ``candidate_min`` and ``candidate_max`` bytes wide. None where no engine is used.
+    ``candidate`` is an expression in the byte-level dialect that engines take (see ``frontend.py``); it is
+    what the engine searches: the whole pattern (LITERAL, BOUNDED) or a bounded necessary part (PREFIX, LINE,
+    FILE), ``candidate_min`` to ``candidate_max`` bytes wide. Only its ends mean something: it leaves out what
+    is optional at that part's front. None where no engine is used.
 
     ``alive`` is an RE2 expression to be compiled as Latin-1, dot matching everything: a byte string that
     fully matches it may be a proper beginning of a longer match; one that does not can't. None: unknown, take
