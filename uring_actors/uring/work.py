@@ -222,6 +222,21 @@ class LaneStats:
     jobs: int = 0
     """Jobs done."""
 
+    def problems(self) -> list[str]:
+        """Of a finished run: what shows that it was not whole, not zero-copy, or not on one path."""
+        found = []
+        if self.in_flight:
+            found.append(f"{self.in_flight} reads are still in flight")
+        if self.bounce_bytes:
+            found.append(f"{self.bounce_bytes} bytes were copied by the CPU")
+        if self.failed_completions:
+            found.append(f"{self.failed_completions} extents or files failed")
+        if self.registered_reads and self.plain_reads:
+            found.append(f"{self.registered_reads} registered and {self.plain_reads} plain reads: two paths")
+        if self.submitted_reads != self.registered_reads + self.plain_reads:
+            found.append("the reads by path don't add up")
+        return found
+
     def __add__(self, other: LaneStats) -> LaneStats:
         return LaneStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(LaneStats)))
 
@@ -627,6 +642,7 @@ class Lane:
         self.jobs = jobs
         self.life = "created"
         self.failure: BaseException | None = None
+        self.ended = False
         self._slice_ns = int(slice_ms * 1e6)
         self._given = self._taken = 0
         intake_bytes = abi.CHANNEL_RECORDS + (jobs << _INTAKE_SHIFT)
@@ -769,6 +785,7 @@ class Lane:
         except BaseException as error:  # the owner's monitor finds it in ``failure``
             self.failure = error
         finally:
+            self.ended = True
             ring_bell(int(self._state[OUTBOX_BELL]))
 
     def _error(self, code: int) -> Exception:

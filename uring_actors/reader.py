@@ -1,0 +1,447 @@
+"""The reader: one block device's files, opened, cut into runs of extents, and read by its lanes.
+
+    created → started → draining → closed
+
+The owner submits files and polls ``failure``; what was read is announced to the publisher by the lanes themselves
+(``uring/work.py``), one record for each extent, and one for each file that could not be opened. Nothing here knows
+of Ray.
+
+One thread, the opener, does everything that Python must do for a file: open it, make sure that it is the one that
+was listed, decide between the page cache and O_DIRECT, hand its extents to lanes, close it when the last one is
+done. It holds at most ``max_open`` descriptors. Who writes what: ``submit`` appends to the queue of files; all else
+(descriptors, the lanes' jobs) is the opener's; ``close`` takes over when the opener has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from uring_actors.arena import abi
+from uring_actors.arena.memory import Arena
+from uring_actors.errors import DeadlineExceeded, MemlockTooSmall, NodeFailed, OptionError, PipelineError
+from uring_actors.uring.lane import UringLane
+from uring_actors.uring.pagecache import mostly_cached
+from uring_actors.uring.pread import PreadLane
+from uring_actors.uring.ring import check_memlock, probe
+from uring_actors.uring.work import (
+    C_EXTENTS,
+    Geometry,
+    Job,
+    Lane,
+    LaneStats,
+    PrivateMemory,
+    get_ready,
+    never_mind,
+    ring_bell,
+    sleep_unless,
+)
+
+# A FIFO that took a file's place must not block the opener; O_NONBLOCK is taken off again (see _set_flags).
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_NAP_NS: Final = 50_000_000
+_TAKE: Final = 64  # files taken from the queue at once
+
+
+class FileEntry(Protocol):
+    """A regular file as it was listed: ``size`` bytes (not 0), ``device`` and ``inode`` as of stat(2)."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def inode(self) -> int: ...
+
+
+# ── which engine ─────────────────────────────────────────────────────────────────────────────────────────────
+def choose_io_engine(mode: str, buffer_bytes: int = 0) -> tuple[str, str | None]:
+    """The engine for ``--io-engine`` auto, uring or pread; and, where auto takes pread, the warning that says why
+    and how to get io_uring. ``buffer_bytes``: what one process will register.
+
+    ``uring`` insists: raises IoUringUnavailable, MemlockTooSmall or IoUringSyscall.
+    """
+    if mode not in ("auto", "uring", "pread"):
+        raise OptionError(f"io_engine is auto, uring or pread, not {mode!r}")
+    if mode == "pread":
+        return "pread", None
+    error = probe().error
+    if error is None:
+        try:
+            check_memlock(buffer_bytes)
+        except MemlockTooSmall as small:
+            error = small
+    if error is None:
+        return "uring", None
+    if mode == "uring":
+        raise error
+    return "pread", f"reading with pread, not io_uring: {error}"
+
+
+# ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
+def _set_flags(fd: int, direct: bool) -> None:
+    """Leave O_DIRECT or nothing on the open file. O_NONBLOCK has to go: io_uring takes it as «never wait», and
+    reads on file systems that can't promise that come back with EAGAIN."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
+
+
+def open_file(entry: FileEntry, io: str, payload: int) -> tuple[int, bool]:
+    """Open a listed file: its descriptor, and whether it is read past the page cache.
+
+    ``io`` is auto, direct or buffered; auto is direct for files larger than ``payload`` of which at most half is
+    cached, where the file system can. Raises OSError; ESTALE where something else is there now.
+    """
+    fd = os.open(entry.path, _OPEN_FLAGS)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (entry.device, entry.inode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        direct = io == "direct" or (io == "auto" and entry.size > payload and not mostly_cached(fd, entry.size))
+        try:
+            _set_flags(fd, direct)
+        except OSError as error:
+            if not direct or io == "direct" or error.errno != errno.EINVAL:
+                raise
+            direct = False  # this file system has no O_DIRECT
+            _set_flags(fd, direct)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, direct
+
+
+def default_max_open() -> int:
+    """A quarter of what this process may have open, for there may be other readers in it."""
+    return max(1, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+
+
+# ── the reader ───────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True, slots=True)
+class ReaderStats:
+    """What a reader has done so far."""
+
+    lanes: LaneStats
+    """The sum of all lanes'."""
+    files_opened: int
+    files_failed: int
+    """Could not be opened, or were not what was listed."""
+    files_direct: int
+    files_open: int
+    """Now."""
+    files_queued: int
+    """Submitted and not yet opened, now."""
+
+
+@dataclass(slots=True)
+class _Open:
+    fd: int
+    runs: int
+    """Not yet done; the descriptor is closed with the last."""
+
+
+class Reader:
+    """Reads the files of one device. See the module's page for its life.
+
+    arena, lanes: the reader runs these lanes of the arena, one thread and one share of the data slots each.
+    device: for messages and thread names. io_engine: uring or pread (``choose_io_engine`` decides). io: auto,
+    direct or buffered. depth: the most reads in flight in a lane. run_extents: how many extents of a large file
+    go to one lane in a piece. queue_files: how many files ``submit`` takes before it blocks. max_open: the most
+    descriptors.
+
+    ``submit``, ``finish`` and ``close`` belong to the owner, who may call them from several threads; ``failure``
+    and ``stats`` to anybody.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        device: str,
+        lanes: Sequence[int],
+        geometry: Geometry,
+        *,
+        io_engine: str = "uring",
+        io: str = "auto",
+        sqpoll: bool = False,
+        sqpoll_idle_ms: int = 50,
+        sqpoll_cpu: int | None = None,
+        depth: int = 256,
+        run_extents: int = 64,
+        queue_files: int = 4096,
+        max_open: int | None = None,
+        slice_ms: float = 10.0,
+        spin: int = 200,
+    ) -> None:
+        if io_engine not in ("uring", "pread"):
+            raise OptionError(f"a reader's io_engine is uring or pread, not {io_engine!r}")
+        if io not in ("auto", "direct", "buffered"):
+            raise OptionError(f"io is auto, direct or buffered, not {io!r}")
+        if not lanes or min(run_extents, queue_files) < 1 or (max_open is not None and max_open < 1):
+            raise OptionError("a reader needs a lane, a run of at least 1 extent, room for 1 file and 1 descriptor")
+        self.arena, self.device, self.geometry = arena, device, geometry
+        self.io_engine, self.io = io_engine, io
+        self.life = "created"
+        self._lane_numbers = list(lanes)
+        self._ring_options: dict[str, Any] = {
+            "sqpoll": sqpoll,
+            "sqpoll_idle_ms": sqpoll_idle_ms,
+            "sqpoll_cpu": sqpoll_cpu,
+        }
+        self._lane_options: dict[str, Any] = {"depth": depth, "slice_ms": slice_ms, "spin": spin}
+        self._run_extents, self._bound = run_extents, queue_files
+        self._max_open = default_max_open() if max_open is None else max_open
+        self._bell = PrivateMemory(abi.CACHE_LINE)
+        self._queue: deque[FileEntry] = deque()
+        self._room = threading.Condition()  # guards the queue's bound and ``life``
+        self._closing = threading.Lock()
+        self._abort = False
+        self._failure: BaseException | None = None
+        self._lanes: list[Lane] = []
+        self._load: list[int] = []  # extents given to each lane
+        self._open: dict[int, _Open] = {}
+        self._token = 0
+        self._opened = self._failed = self._direct = 0
+        self._opener = threading.Thread(target=self._run, name=f"reader-{device}-opener", daemon=True)
+
+    # ── the owner's side ─────────────────────────────────────────────────────────────────────────────────────
+    def start(self) -> None:
+        """Set the lanes up and start all threads. Raises what ``UringLane`` raises; the reader is closed then."""
+        with self._room:
+            if self.life != "created":
+                raise PipelineError(f"the reader is {self.life}, not to be started", device=self.device)
+            self.life = "started"
+        try:
+            for number in self._lane_numbers:
+                self._lanes.append(self._make_lane(number))
+                self._load.append(0)
+            for lane in self._lanes:
+                lane.start()
+            self._opener.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_lane(self, number: int) -> Lane:
+        jobs = max(64, abi.power_of_two(4 * min(self._lane_options["depth"], self.arena.layout.slots_per_lane)))
+        options = {
+            **self._lane_options,
+            "jobs": jobs,
+            "done_bell": self._bell.address,
+            "name": f"reader-{self.device}-lane-{number}-{self.io_engine}",
+        }
+        if self.io_engine == "pread":
+            return PreadLane(self.arena, number, self.geometry, **options)
+        return UringLane(self.arena, number, self.geometry, **self._ring_options, **options)
+
+    def submit(self, files: Sequence[FileEntry], seconds: float | None = None) -> None:
+        """Queue files, none of them empty; blocks while the queue is full. Raises DeadlineExceeded after
+        ``seconds`` (the files before are queued), NodeFailed where a thread of the reader died."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        taken = 0
+        while taken < len(files):
+            with self._room:
+                self._wait_for_room(deadline, seconds)
+                part = files[taken : taken + self._bound - len(self._queue)]
+                if any(entry.size <= 0 for entry in part):
+                    raise OptionError(
+                        "an empty file can't be submitted: there is nothing to read", device=self.device
+                    )
+                self._queue.extend(part)
+                taken += len(part)
+            ring_bell(self._bell.address)
+
+    def _wait_for_room(self, deadline: float | None, seconds: float | None) -> None:
+        while True:
+            if self.life != "started":
+                raise PipelineError(f"the reader is {self.life} and takes no files", device=self.device)
+            self._raise_failure()
+            if len(self._queue) < self._bound:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                raise DeadlineExceeded("room in the reader's queue", seconds or 0.0, device=self.device)
+            self._room.wait(0.1)
+
+    def _raise_failure(self) -> None:
+        failure = self.failure
+        if failure is not None:
+            raise NodeFailed("reader", str(failure), device=self.device) from failure
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What killed one of the reader's threads, or None."""
+        return next((lane.failure for lane in self._lanes if lane.failure is not None), self._failure)
+
+    def drain(self) -> None:
+        """No more files will come. Returns at once."""
+        with self._room:
+            if self.life == "started":
+                self.life = "draining"
+            self._room.notify_all()
+        ring_bell(self._bell.address)
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Drain, and wait until everything was read and announced and every file is closed. Raises
+        DeadlineExceeded, or NodeFailed where a thread of the reader died."""
+        self.drain()
+        self._opener.join(seconds)
+        self._raise_failure()
+        if self._opener.is_alive():
+            waited = f"{len(self._queue)} queued and {len(self._open)} open files of the reader"
+            raise DeadlineExceeded(waited, seconds or 0.0, device=self.device)
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Stop, wait for reads in flight, close every file; idempotent. Raises DeadlineExceeded where the kernel
+        does not give the reads back: the arena must stay mapped then."""
+        with self._closing:
+            if self.life == "closed":
+                return
+            with self._room:
+                self.life = "draining"
+                self._abort = True
+                self._room.notify_all()
+            ring_bell(self._bell.address)
+            if self._opener.ident is not None:
+                self._opener.join(seconds)
+                if self._opener.is_alive():  # open(2) or fstat(2) hangs: a dead network file system
+                    raise DeadlineExceeded("the reader's opener", seconds, device=self.device)
+            for lane in self._lanes:
+                lane.abort()
+            for lane in self._lanes:
+                lane.close(seconds)
+            for entry in self._open.values():
+                os.close(entry.fd)
+            self._open.clear()
+            self.life = "closed"
+
+    def stats(self) -> ReaderStats:
+        """The counters now."""
+        return ReaderStats(
+            lanes=sum((lane.stats() for lane in self._lanes), LaneStats()),
+            files_opened=self._opened,
+            files_failed=self._failed,
+            files_direct=self._direct,
+            files_open=len(self._open),
+            files_queued=len(self._queue),
+        )
+
+    # ── the opener ───────────────────────────────────────────────────────────────────────────────────────────
+    def _run(self) -> None:
+        try:
+            while entries := self._take_files():
+                for entry in entries:
+                    self._read_file(entry)
+            for lane in self._lanes:
+                lane.finish()
+            # Empty when every job came back; the lanes' threads then have nothing left and end.
+            self._wait(lambda: not self._open)
+            self._wait(lambda: all(lane.ended for lane in self._lanes))
+        except _Stopped:
+            pass
+        except BaseException as error:  # the owner's monitor finds it in ``failure``
+            self._failure = error
+        finally:
+            with self._room:
+                self._room.notify_all()
+
+    def _take_files(self) -> list[FileEntry]:
+        """Some files from the queue; none when it is drained."""
+        self._wait(lambda: bool(self._queue) or self.life == "draining")
+        with self._room:
+            taken = [self._queue.popleft() for _ in range(min(_TAKE, len(self._queue)))]
+            self._room.notify_all()
+        return taken
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        """Close what is done until ``ready``. Raises _Stopped where the reader is closing or a lane has died."""
+        while True:
+            self._collect()
+            if self._abort or self.failure is not None:
+                raise _Stopped
+            if ready():
+                return
+            key = get_ready(self._bell.address)
+            if self._collect() or ready() or self._abort:
+                never_mind(self._bell.address)
+            else:
+                sleep_unless(self._bell.address, key, _NAP_NS)
+
+    def _collect(self) -> bool:
+        """Close files whose last run is done; whether any run was."""
+        any_done = False
+        for lane in self._lanes:
+            for token in lane.returned():
+                any_done = True
+                entry = self._open.get(token)
+                if entry is None:
+                    continue  # a failure's job has no file
+                entry.runs -= 1
+                if entry.runs == 0:
+                    del self._open[token]
+                    os.close(entry.fd)
+        return any_done
+
+    def _read_file(self, entry: FileEntry) -> None:
+        """Open a file and hand its runs to lanes; or have its failure announced."""
+        self._token += 1
+        if len(self._open) >= self._max_open:
+            self._wait(lambda: len(self._open) < self._max_open)
+        try:
+            fd, direct = self._open_patiently(entry)
+        except OSError as error:
+            self._failed += 1
+            number = error.errno or errno.EIO
+            self._give(Job(self._token, entry.id, -1, entry.size, errno=number))
+            return
+        self._opened += 1
+        self._direct += direct
+        count = self.geometry.extents(entry.size)
+        step = self._run_extents
+        self._open[self._token] = _Open(fd, -(-count // step))
+        for first in range(0, count, step):
+            self._give(Job(self._token, entry.id, fd, entry.size, first, min(step, count - first), direct))
+
+    def _open_patiently(self, entry: FileEntry) -> tuple[int, bool]:
+        """``open_file``; where descriptors are exhausted, again when one of ours was closed."""
+        while True:
+            try:
+                return open_file(entry, self.io, self.geometry.payload)
+            except OSError as error:
+                held = len(self._open)
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not held:
+                    raise
+            self._wait(lambda held=held: len(self._open) < held)  # type: ignore[misc]
+
+    def _give(self, job: Job) -> None:
+        """Hand a job to the lane with the least to do; wait where none has room."""
+        lane = self._least_loaded()
+        if lane < 0:
+            self._wait(lambda: self._least_loaded() >= 0)
+            lane = self._least_loaded()
+        self._lanes[lane].offer([job])
+        if job.errno == 0:
+            self._load[lane] += job.extents
+
+    def _least_loaded(self) -> int:
+        """The index of the lane with room and the fewest extents to come, or −1."""
+        best, least = -1, 0
+        for i, lane in enumerate(self._lanes):
+            load = self._load[i] - int(lane.counters[C_EXTENTS])
+            if lane.room > 0 and (best < 0 or load < least):
+                best, least = i, load
+        return best
+
+
+class _Stopped(Exception):
+    """The opener has to end: the reader is closing, or a lane has died."""
