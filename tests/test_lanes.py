@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import OptionError, PipelineError
-from uring_actors.uring import work
+from uring_actors.uring import kernel, ring, work
 from uring_actors.uring.lane import UringLane
 from uring_actors.uring.pread import PreadLane
 from uring_actors.uring.ring import probe
@@ -80,6 +82,7 @@ def read_file(
             lane.offer([Job(3, 7, fd, size, 0, geometry.extents(size), direct)])
             lane.finish()
             assert lane.join(30)
+            assert lane.failure is None
             assert lane.returned() == [3]
             stats = lane.stats()
             assert stats.extents == geometry.extents(size)
@@ -307,3 +310,96 @@ def test_a_file_of_any_real_size_is_read_to_its_end() -> None:
             done = work.resume_at(bytes_here, int(direct))
         assert verdict == (work.WHOLE if real >= want else work.END)
         assert min(bytes_here, want) == min(real, want)
+
+
+# ── the ring's corners ───────────────────────────────────────────────────────────────────────────────────────
+def test_a_poller_that_fell_asleep_is_woken(tmp_path: Path) -> None:
+    content = write(tmp_path / "f", 10_000)
+    fd = open_file(tmp_path / "f", False)
+    with running("sqpoll", GEOMETRY, {0: content}, sqpoll_idle_ms=5) as (lane, consumer):
+        for i in range(8):
+            lane.offer([Job(i, 0, fd, len(content))])
+            consumer.wait(i + 1, 10)
+            time.sleep(0.03)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("engine", ["uring", "sqpoll"])
+def test_the_oldest_flags_and_several_buffers(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that knows none of the newer flags; and data slots that don't fit one registered buffer."""
+    monkeypatch.setattr(ring, "_flag_ladder", lambda _: [0])
+    monkeypatch.setattr(kernel, "MAX_BUFFER_BYTES", 2 * GEOMETRY.slot_bytes + 4096)
+    content = write(tmp_path / "f", 700_000)
+    fd = open_file(tmp_path / "f", False)
+    count = GEOMETRY.extents(len(content))
+    with running(engine, GEOMETRY, {0: content}, slots=7) as (lane, consumer):
+        lane.offer([Job(0, 0, fd, len(content), 0, count)])
+        check_file(consumer.wait(count), 0, len(content), GEOMETRY)
+        assert lane.stats().fixed_file_reads == lane.stats().registered_reads >= count
+    os.close(fd)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_queues_that_wrap(tmp_path: Path, engine: str) -> None:
+    content = write(tmp_path / "f", 100)
+    fd = open_file(tmp_path / "f", False)
+    arena = Arena.create(ArenaLayout(1, 4, GEOMETRY.slot_bytes, 4096))
+    lane = make_lane(engine, arena, GEOMETRY, jobs=4)
+    start = 2**32 - 30
+    lane._given = lane._taken = start
+    for queue in (lane._memory.address + lane._intake, lane._outbox):
+        for word in (abi.CHANNEL_HEAD, abi.CHANNEL_TAIL):
+            ctypes.c_uint32.from_address(queue + word).value = start
+    with Consumer(arena, [0], GEOMETRY, {0: content}) as consumer:
+        lane.start()
+        tokens, offered = [], 0
+        while len(tokens) < 100 and lane.failure is None:
+            offered += lane.offer([Job(i, 0, fd, 100) for i in range(offered, 100)])
+            tokens += lane.returned()
+        consumer.wait(100)
+    assert sorted(tokens) == list(range(100))
+    lane.close()
+    arena.close()
+    os.close(fd)
+
+
+# ── a medium that fails ──────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def broken_device(tmp_path: Path) -> Iterator[tuple[Path, bytes]]:
+    """A loop device whose second half is gone: its backing file was truncated after it was attached."""
+    backing = tmp_path / "backing"
+    content = write(backing, 1 << 20)
+    try:
+        made = subprocess.run(
+            ["losetup", "--find", "--show", backing], capture_output=True, text=True, check=False, timeout=20
+        )
+    except FileNotFoundError:
+        pytest.skip("no losetup here")
+    if made.returncode:
+        pytest.skip(f"no loop devices here: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    os.truncate(backing, 1 << 19)
+    try:
+        yield Path(device), content
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("direct", [False, True])
+def test_medium_that_fails(broken_device: tuple[Path, bytes], engine: str, direct: bool) -> None:
+    path, content = broken_device
+    half = len(content) // 2
+    records = read_file(engine, path, len(content), GEOMETRY, direct=direct, content=content)
+    check_file(records, 7, len(content), GEOMETRY)
+    if all(r.status == 0 for r in records):
+        pytest.skip("this kernel reads zeros there")
+    for record in records:
+        ends = min(len(content), record.offset + GEOMETRY.payload + GEOMETRY.halo)
+        if ends <= half:
+            assert record.status == 0
+        elif record.offset >= half:
+            assert (record.status, record.nbytes) == (errno.EIO, 0)
+        else:  # what came before the failure stays there to be scanned; O_DIRECT fails as a whole
+            assert record.status == errno.EIO
+            assert record.nbytes in (0, half - record.offset)

@@ -50,6 +50,7 @@ from uring_actors.uring.work import (
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _NAP_NS: Final = 50_000_000
 _TAKE: Final = 64  # files taken from the queue at once
+_HAND_OVER: Final = 16  # jobs handed to a lane at once: waking it for every small file costs more than reading it
 
 
 class FileEntry(Protocol):
@@ -210,6 +211,7 @@ class Reader:
         self._failure: BaseException | None = None
         self._lanes: list[Lane] = []
         self._load: list[int] = []  # extents given to each lane
+        self._ready: list[list[Job]] = []  # jobs for each lane that are not yet handed over
         self._open: dict[int, _Open] = {}
         self._token = 0
         self._opened = self._failed = self._direct = 0
@@ -226,6 +228,7 @@ class Reader:
             for number in self._lane_numbers:
                 self._lanes.append(self._make_lane(number))
                 self._load.append(0)
+                self._ready.append([])
             for lane in self._lanes:
                 lane.start()
             self._opener.start()
@@ -365,6 +368,8 @@ class Reader:
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Close what is done until ``ready``. Raises _Stopped where the reader is closing or a lane has died."""
+        for lane in range(len(self._lanes)):
+            self._hand_over(lane)
         while True:
             self._collect()
             if self._abort or self.failure is not None:
@@ -424,21 +429,34 @@ class Reader:
             self._wait(lambda held=held: len(self._open) < held)  # type: ignore[misc]
 
     def _give(self, job: Job) -> None:
-        """Hand a job to the lane with the least to do; wait where none has room."""
+        """Give a job to the lane with the least to do; wait where none has room. It is handed over with others,
+        at the latest before the opener waits."""
         lane = self._least_loaded()
         if lane < 0:
             self._wait(lambda: self._least_loaded() >= 0)
             lane = self._least_loaded()
-        self._lanes[lane].offer([job])
+        ready = self._ready[lane]
+        ready.append(job)
         if job.errno == 0:
             self._load[lane] += job.extents
+        if len(ready) >= _HAND_OVER:
+            self._hand_over(lane)
+
+    def _hand_over(self, lane: int) -> None:
+        ready = self._ready[lane]
+        if ready:
+            offered = self._lanes[lane].offer(ready)
+            assert offered == len(ready), "_least_loaded counts what is ready"
+            ready.clear()
 
     def _least_loaded(self) -> int:
         """The index of the lane with room and the fewest extents to come, or −1."""
+        if len(self._lanes) == 1:
+            return 0 if self._lanes[0].room > len(self._ready[0]) else -1
         best, least = -1, 0
         for i, lane in enumerate(self._lanes):
             load = self._load[i] - int(lane.counters[C_EXTENTS])
-            if lane.room > 0 and (best < 0 or load < least):
+            if lane.room > len(self._ready[i]) and (best < 0 or load < least):
                 best, least = i, load
         return best
 

@@ -3,10 +3,14 @@
 The loop writes SQEs and reads CQEs in the ring's mapped memory, without the GIL; a read costs no call into Python.
 A read in flight is known by its data slot (``user_data``), for completions come in any order.
 
-``QUEUED`` counts SQEs written that the kernel has not taken, ``HELD`` those that it has and has not completed;
-their sum is ``READING``, which the accounting of data slots (``work.py``) keeps on its own, and once a slice the two
-are compared. At most ``DEPTH`` reads are in flight, the SQ has that many entries and the CQ twice that: neither can
-overflow, and that too is checked.
+``QUEUED`` counts SQEs written that the kernel is not known to have taken, ``HELD`` those that it has and has not
+completed; their sum is ``READING``, which the accounting of data slots (``work.py``) keeps on its own, and once a
+slice the two are compared. Under SQPOLL the SQ's head moves only after a whole batch, so ``QUEUED`` lags behind
+(``reap``), and an SQE may be overwritten before the head has passed it; never before it was read, for those not read
+are all in ``READING``, which is less than the SQ's entries when another is written.
+
+At most ``DEPTH`` reads are in flight, the SQ has that many entries and the CQ twice that: neither can overflow, and
+that too is checked.
 
 A job of several extents goes into the ring's file table, at the row number that it has among the jobs in hand; a
 single extent takes the plain descriptor, which is cheaper than two table updates.
@@ -176,8 +180,8 @@ def begin_reads(state: Words, reads: Words, jobs: Words, counters: Words) -> int
 def reap(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
     """Act on all completions that are there: announce, read on, retry; how many, or what is broken."""
     head, tail = load_acquire(state[CQ_HEAD]), load_acquire(state[CQ_TAIL])
-    if state[SQPOLL] != 0:  # after the CQ's tail: whatever completed before it was taken before it
-        took = state[QUEUED] - ((state[TAIL] - load_acquire(state[SQ_HEAD])) & _WRAP)
+    if state[SQPOLL] != 0:
+        took = max(0, state[QUEUED] - ((state[TAIL] - load_acquire(state[SQ_HEAD])) & _WRAP))
         state[QUEUED] -= took
         state[HELD] += took
     count = (tail - head) & _WRAP
@@ -186,7 +190,11 @@ def reap(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
         slot = kernel.cqe_user_data(cqe)
         if slot < 0 or slot >= state[SLOTS] or reads[slot, R_STATE] != SLOT_READING:
             return BAD_COMPLETION
-        state[HELD] -= 1
+        # The poller moves the SQ's head after a whole batch, so a read may be complete before it looks taken.
+        if state[SQPOLL] != 0 and state[HELD] == 0:
+            state[QUEUED] -= 1
+        else:
+            state[HELD] -= 1
         job = reads[slot, R_JOB]
         verdict = settle_read(state, reads, jobs, counters, slot, kernel.cqe_res(cqe))
         if verdict < 0:
@@ -199,9 +207,7 @@ def reap(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
             if not end_job(state, jobs, counters, job):
                 return NO_ROOM
     store_release(state[CQ_HEAD], tail)
-    if state[HELD] < 0:
-        return BAD_COUNT
-    return count
+    return BAD_COUNT if state[HELD] < 0 or state[QUEUED] < 0 else count
 
 
 @hot

@@ -21,7 +21,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
@@ -80,8 +80,7 @@ class Geometry:
 
 
 # ── jobs, and the queues that carry them ─────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """Read ``extents`` extents of a file from ``first`` on; or, with ``errno``, report that it can't be opened.
     ``token`` (non-negative) comes back when it is finished. ``size`` is the file's as listed."""
 
