@@ -1,0 +1,89 @@
+"""A job's patterns, compiled once and shared by every thread and file (RE2 objects are immutable).
+
+``never_capture`` makes every group plain: only the match's bounds are wanted, and those the automata give without
+the slower engines that captures need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import re2
+
+from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
+from uring_actors.ops.match.plan import Kind, PatternPlan
+
+
+def _options(*, latin1: bool) -> Any:
+    options = re2.Options()
+    options.never_capture = True
+    options.log_errors = False
+    if latin1:
+        options.encoding = re2.Options.Encoding.LATIN1
+    return options
+
+
+def compile_source(plan: PatternPlan) -> Any:
+    """google-re2's object for the pattern itself; a literal is taken byte by byte."""
+    if plan.kind is Kind.LITERAL:
+        options = _options(latin1=True)
+        options.literal = True
+        return re2.compile(plan.literal, options)
+    return re2.compile(plan.re2, _options(latin1=plan.latin1))
+
+
+def _widest(plan: PatternPlan) -> int:
+    """Bytes that an engine or RE2 looks for in a slot, at most."""
+    return (plan.max_width or 0) if plan.kind.confirmed_in_slot else plan.candidate_max
+
+
+class Pattern:
+    """One plan with what RE2 made of it.
+
+    ``search`` and ``match`` are google-re2's. ``alive`` (anchored on both sides) and ``alive_suffix`` (searches
+    for the leftmost suffix of the text that is alive) are None where the plan has no ``alive``. ``width`` is the
+    maximum width, 0 where there is none.
+    """
+
+    __slots__ = ("alive", "alive_suffix", "literal", "match", "plan", "search", "width")
+
+    def __init__(self, plan: PatternPlan) -> None:
+        regex = compile_source(plan)
+        self.plan = plan
+        self.search: Any = regex.search
+        self.match: Any = regex.match
+        self.width: int = plan.max_width or 0
+        self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
+        self.alive: Any = None
+        self.alive_suffix: Any = None
+        if plan.alive is not None:
+            options = _options(latin1=True)
+            options.dot_nl = True
+            self.alive = re2.compile(plan.alive, options).fullmatch
+            self.alive_suffix = re2.compile(rb"(?:" + plan.alive + rb")\z", options).search
+
+
+class PlanSet:
+    """The plans of a job by index, their kinds apart.
+
+    ``halo`` is how many bytes must follow an extent's payload (fewer only at the file's end): one more than the
+    widest thing an engine or RE2 looks for in a slot. An unbounded pattern's candidates count as well: one that
+    lies across two extents is reported by the first alone.
+    """
+
+    def __init__(self, plans: Sequence[PatternPlan]) -> None:
+        self.patterns: dict[int, Pattern] = {plan.index: Pattern(plan) for plan in plans}
+        self.size = 1 + max(self.patterns, default=-1)
+        kinds = {kind: [p for p in self.patterns.values() if p.plan.kind is kind] for kind in Kind}
+        self.bounded: dict[int, Pattern] = {p.plan.index: p for p in kinds[Kind.BOUNDED]}
+        self.in_slot: list[Pattern] = kinds[Kind.SLOT]
+        self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
+        self.literal_width: Ints = np.zeros(self.size, np.int64)
+        for p in kinds[Kind.LITERAL]:
+            assert p.plan.literal
+            self.literal_width[p.plan.index] = len(p.plan.literal)
+        for p in (*kinds[Kind.BOUNDED], *kinds[Kind.SLOT]):
+            assert p.plan.max_width is not None
+        self.halo = max((1 + _widest(p.plan) for p in self.patterns.values()), default=0)

@@ -1,0 +1,121 @@
+"""The shapes that matches have on their way: ``Marked`` (places relative to an extent), ``Rows`` (absolute).
+
+Arrays of one length, a match each; never one object per match. Match bytes lie joined in ``data``, match k in
+``data[offsets[k]:offsets[k + 1]]``. Everything here owns its memory: nothing points into a data slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uring_actors.ops.match.newlines import Bytes, Ints, copy_ranges
+
+NO_NEWLINE = -1
+"""No newline stands before, in the bytes that were looked at."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Marked:
+    """Matches in the order of (start, pattern), with newlines counted from a common origin.
+
+    ``start`` and ``end`` are file offsets. ``newlines`` counts those between the origin and ``start``;
+    ``newline`` is the file offset of the last of them, or NO_NEWLINE.
+    """
+
+    pattern: NDArray[np.int32]
+    start: Ints
+    end: Ints
+    newlines: Ints
+    newline: Ints
+    offsets: Ints
+    data: Bytes
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, index: NDArray[np.intp]) -> Marked:
+        """The rows of ``index``, in its order."""
+        first = self.offsets[:-1][index]
+        offsets, data = copy_ranges(self.data, first, self.offsets[1:][index])
+        return Marked(
+            self.pattern[index],
+            self.start[index],
+            self.end[index],
+            self.newlines[index],
+            self.newline[index],
+            offsets,
+            data,
+        )
+
+    @staticmethod
+    def merge(parts: Sequence[Marked]) -> Marked:
+        """All of the parts' rows, in order again."""
+        whole = Marked(
+            np.concatenate([p.pattern for p in parts]),
+            np.concatenate([p.start for p in parts]),
+            np.concatenate([p.end for p in parts]),
+            np.concatenate([p.newlines for p in parts]),
+            np.concatenate([p.newline for p in parts]),
+            *_join(parts),
+        )
+        return whole.take(in_order(whole.start, whole.pattern))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Settled matches of one file. ``line`` and ``column`` count from 1; 0 stands for unknown (null)."""
+
+    pattern: NDArray[np.int32]
+    start: Ints
+    end: Ints
+    line: Ints
+    column: Ints
+    offsets: Ints
+    data: Bytes
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @staticmethod
+    def join(parts: Sequence[Rows]) -> Rows:
+        """The parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(
+            np.concatenate([p.pattern for p in parts]),
+            np.concatenate([p.start for p in parts]),
+            np.concatenate([p.end for p in parts]),
+            np.concatenate([p.line for p in parts]),
+            np.concatenate([p.column for p in parts]),
+            *_join(parts),
+        )
+
+
+def _join(parts: Sequence[Marked] | Sequence[Rows]) -> tuple[Ints, Bytes]:
+    ends = []
+    total = 0
+    for part in parts:
+        ends.append(part.offsets[1:] + total)
+        total += int(part.offsets[-1])
+    data = np.concatenate([p.data for p in parts])
+    data.flags.writeable = False
+    return np.concatenate([np.zeros(1, np.int64), *ends]), data
+
+
+def in_order(start: Ints, pattern: Ints | NDArray[np.int32]) -> NDArray[np.intp]:
+    """The permutation that sorts by (start, pattern); no two matches have both in common."""
+    return np.lexsort((pattern, start))
+
+
+NO_INTS: Ints = np.zeros(0, np.int64)
+NO_PATTERNS: NDArray[np.int32] = np.zeros(0, np.int32)
+NO_BYTES: Bytes = np.zeros(0, np.uint8)
+NO_BYTES.flags.writeable = False
+_ZERO: Ints = np.zeros(1, np.int64)
+
+NO_MARKED = Marked(NO_PATTERNS, NO_INTS, NO_INTS, NO_INTS, NO_INTS, _ZERO, NO_BYTES)
+NO_ROWS = Rows(NO_PATTERNS, NO_INTS, NO_INTS, NO_INTS, NO_INTS, _ZERO, NO_BYTES)

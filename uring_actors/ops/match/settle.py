@@ -1,0 +1,357 @@
+"""A file's extents, made into its rows.
+
+    waiting (extents may come in any order) → settled in order, one after the other → finished
+
+The settler knows, at the border it has reached: how many newlines lie before it and where the last one is, and for
+each pattern where its last match ended (``resume``). From these an extent's relative rows become the file's.
+
+A match that ends behind its extent's border changes what the next extent should have found for that pattern, since
+that one began as if nothing had matched. Its matches that start before ``resume`` go. Where the last that went ends
+behind ``resume``, others may start in between: the stretch is read again and searched from ``resume`` until the
+true chain stands where the extent's chain stood, after which both are the same.
+
+After an extent that could not be read, nothing is known of the newlines in it: rows keep their offsets, their line is
+null, and their column is null until the first newline. Chains begin anew at the next extent.
+
+Nothing that is not known to be right is emitted: what can't be decided becomes a ``Fault``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from uring_actors.hot import hot
+from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark
+from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, mark_newlines
+from uring_actors.ops.match.planset import Pattern, PlanSet
+from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Rows
+from uring_actors.ops.match.unbounded import Found, Search, search_for
+from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
+
+_UNKNOWN = -2
+"""For a number of lines, and for the last newline's place: an extent that was not read lies in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Rows may be missing from ``offset`` on, of one pattern (its index) or of all (None)."""
+
+    offset: int
+    errno: int
+    reason: str
+    pattern: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """What became final when an extent was settled: rows that start in it, and rows of unbounded patterns."""
+
+    extent: int
+    rows: Rows = NO_ROWS
+    faults: tuple[Fault, ...] = ()
+
+
+class FileSettler:
+    """One file's settler. Not for two threads at once; ``close`` it when it will not be finished."""
+
+    def __init__(
+        self,
+        plans: PlanSet,
+        size: int,
+        open_reader: Callable[[], FileReader],
+        *,
+        window_limit: int = WINDOW_LIMIT,
+    ) -> None:
+        """``size`` is the file's as it was listed; ``open_reader`` is called only when the file is needed again."""
+        self.size = size
+        self._plans = plans
+        self._waiting: dict[int, ExtentMatches | Unread] = {}
+        self._next = 0
+        self._frontier = 0
+        self._lines = 0
+        self._newline = NO_NEWLINE
+        self._resume: dict[int, int] = {}  # by pattern, where a match crosses the frontier: its end
+        self._window = Window(open_reader, size, window_limit)
+        self._unbounded = _Unbounded(plans, self._window) if plans.unbounded and size else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the file has been settled (or given up)."""
+        return self._frontier == self.size
+
+    def add(self, extent: int, result: ExtentMatches | Unread) -> list[Settled]:
+        """Take extent number ``extent``; what became final by it, in order.
+
+        Every extent appears in exactly one ``Settled``, its own; it may come out of a later call.
+        """
+        assert extent >= self._next, f"extent {extent} was settled before"
+        assert extent not in self._waiting, f"extent {extent} came twice"
+        self._waiting[extent] = result
+        done = []
+        while (ready := self._waiting.pop(self._next, None)) is not None:
+            assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
+            done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
+            self._next += 1
+        if self.finished:
+            self.close()
+        return done
+
+    def close(self) -> None:
+        """Give the file back. Idempotent."""
+        self._window.close()
+
+    def _lose(self, extent: Unread) -> Settled:
+        self._lines = self._newline = _UNKNOWN
+        self._cross(extent.stop)
+        return Settled(self._next, faults=(Fault(extent.start, extent.errno, extent.reason),))
+
+    def _settle(self, extent: ExtentMatches) -> Settled:
+        faults: list[Fault] = []
+        marked = extent.marked
+        if self._resume and len(marked):
+            marked = self._meet(extent, faults)
+        rows = _absolute(marked, self._lines, self._newline) if len(marked) else NO_ROWS
+        if extent.newlines:
+            self._newline = extent.newline
+        if self._lines != _UNKNOWN:
+            self._lines += extent.newlines
+        self._cross(extent.stop)
+        for k in np.flatnonzero(marked.end > extent.stop).tolist():
+            self._resume[int(marked.pattern[k])] = int(marked.end[k])
+        if self._unbounded is not None:
+            more = self._unbounded.advance(extent, self._newline, faults)
+            if len(more):
+                rows = Rows.join([rows, more]) if len(rows) else more
+        return Settled(self._next, rows, tuple(faults))
+
+    def _cross(self, border: int) -> None:
+        """The frontier is at ``border`` now."""
+        self._frontier = border
+        if self._resume:
+            self._resume = {index: end for index, end in self._resume.items() if end > border}
+        if self._unbounded is not None:
+            self._unbounded.borders.add(border, self._lines, self._newline)
+
+    # -- where a match runs in from the extent before -----------------------------------------------------------
+
+    def _meet(self, extent: ExtentMatches, faults: list[Fault]) -> Marked:
+        """The extent's rows as they are when the chains begin at ``resume``, not at the extent's start."""
+        marked = extent.marked
+        keep = np.ones(len(marked), np.bool_)
+        parts = []
+        for index, resume in self._resume.items():
+            mine = np.flatnonzero(marked.pattern == index)
+            starts, ends = marked.start[mine], marked.end[mine]
+            first = int(np.searchsorted(starts, resume))
+            if first and ends[first - 1] > resume:
+                try:
+                    first, part = self._search_again(extent, index, resume, starts, ends)
+                    parts.append(part)
+                except ReadFailed as error:
+                    first = len(mine)
+                    faults.append(_fault(error, index))
+            keep[mine[:first]] = False
+        if not keep.all():
+            parts.append(marked.take(np.flatnonzero(keep)))
+        else:
+            parts.append(marked)
+        return Marked.merge(parts) if len(parts) > 1 else parts[0]
+
+    def _search_again(
+        self, extent: ExtentMatches, index: int, resume: int, starts: Ints, ends: Ints
+    ) -> tuple[int, Marked]:
+        """How many of one pattern's rows go, and those that take their place."""
+        pattern = self._plans.patterns[index]
+        view, base = self._window.view(extent.start, min(self.size, extent.stop + pattern.width))
+        if pattern.literal is not None:
+            dropped = len(starts)
+            first = literal_chain(as_bytes(view), pattern.literal, resume - base, extent.stop - base)
+            spans = np.stack([first, first + len(pattern.literal)], axis=1) + base
+        else:
+            dropped, spans = _chain_until_met(pattern, view, base, resume, extent.stop, starts, ends)
+        relative = spans - extent.start
+        which = np.full(len(spans), index, np.int64)
+        origin, payload = extent.start - base, extent.stop - extent.start
+        part, _, _ = mark(as_bytes(view), origin, payload, (which, relative[:, 0], relative[:, 1]), extent.start)
+        return dropped, part
+
+
+@hot
+def literal_chain(text: Bytes, literal: Bytes, start: int, stop: int) -> Ints:
+    """Non-overlapping places of ``literal`` that begin in ``text[start:stop]``, greedily from ``start``."""
+    width = literal.size
+    stop = min(stop, text.size - width + 1)
+    places = np.empty(max(0, stop - start) // width + 1, np.int64)
+    found = 0
+    at = start
+    while at < stop:
+        same = 0
+        while same < width and text[at + same] == literal[same]:
+            same += 1
+        if same == width:
+            places[found] = at
+            found += 1
+            at += width
+        else:
+            at += 1
+    return places[:found]
+
+
+def _chain_until_met(
+    pattern: Pattern, view: memoryview, base: int, resume: int, stop: int, starts: Ints, ends: Ints
+) -> tuple[int, Ints]:
+    """The true chain from ``resume`` until it stands where the chain of ``starts`` and ``ends`` stood.
+
+    Both take the least start from where they stand, so they are the same once nothing starts between the two
+    places. Returns how many of the old chain's matches are void, and the new ones (starts and ends, file offsets).
+    A match that starts before ``limit`` ends before ``limit + W``: the cut there changes nothing.
+    """
+    spans: list[int] = []
+    void = int(np.searchsorted(starts, resume))
+    while void and resume < (limit := min(int(ends[void - 1]), stop)):
+        found = pattern.search(view, resume - base, limit + pattern.width - base)
+        if found is None or found.start() + base >= limit:
+            break
+        start, resume = found.start() + base, found.end() + base
+        spans += (start, resume)
+        while void < len(starts) and starts[void] < resume:
+            void += 1
+    return void, np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _absolute(marked: Marked, lines: int, newline: int) -> Rows:
+    """``marked`` counts from a border with ``lines`` newlines before it, the last at ``newline``."""
+    last = np.where(marked.newline == NO_NEWLINE, newline, marked.newline)
+    line = np.zeros(len(marked), np.int64) if lines == _UNKNOWN else marked.newlines + (lines + 1)
+    column = np.where(last == _UNKNOWN, 0, marked.start - last)
+    return Rows(marked.pattern, marked.start, marked.end, line, column, marked.offsets, marked.data)
+
+
+def _fault(error: ReadFailed, pattern: int | None) -> Fault:
+    return Fault(error.offset or 0, error.errno or 0, error.message, pattern)
+
+
+class _Borders:
+    """What is known at each border of extents, from the file's start on: three numbers each."""
+
+    def __init__(self) -> None:
+        self._at = array("q", [0])
+        self._lines = array("q", [0])
+        self._newline = array("q", [NO_NEWLINE])
+
+    def add(self, at: int, lines: int, newline: int) -> None:
+        """``at`` is not below the last one's."""
+        self._at.append(at)
+        self._lines.append(lines)
+        self._newline.append(newline)
+
+    def before(self, offset: int) -> tuple[int, int | None, int, int]:
+        """The last border at or before ``offset`` and the next one (None: there is none yet)."""
+        k = bisect_right(self._at, offset)
+        following = self._at[k] if k < len(self._at) else None
+        return self._at[k - 1], following, self._lines[k - 1], self._newline[k - 1]
+
+
+class _Unbounded:
+    """The searches of a file's unbounded patterns, and how their matches become rows."""
+
+    def __init__(self, plans: PlanSet, window: Window) -> None:
+        self.borders = _Borders()
+        self._window = window
+        self._searches: dict[int, Search] = {p.plan.index: search_for(p, window) for p in plans.unbounded}
+        self._stuck: dict[int, int] = {}  # searches that wait for an extent behind this offset
+
+    def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> Rows:
+        """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
+        matches: list[tuple[int, int, Found]] = []
+        for index, search in list(self._searches.items()):
+            if index in self._stuck:
+                if extent.start <= self._stuck[index]:
+                    continue
+                del self._stuck[index]
+                search.restart(extent.start)
+            if len(extent.candidates.end):
+                search.learn(extent.candidates.end[extent.candidates.pattern == index])
+            found: list[Found] = []
+            self._run(index, search, extent, newline, found, faults)
+            matches += [(f.start, index, f) for f in found]
+        if not matches:
+            return NO_ROWS
+        matches.sort(key=lambda match: match[:2])
+        return self._rows(matches)
+
+    def _run(
+        self,
+        index: int,
+        search: Search,
+        extent: ExtentMatches,
+        newline: int,
+        found: list[Found],
+        faults: list[Fault],
+    ) -> None:
+        while True:
+            try:
+                search.advance(extent.stop, newline, found)
+                return
+            except FileGone as error:
+                faults.append(_fault(error, None))
+                self._searches.clear()
+                return
+            except TooLong as error:
+                faults.append(_fault(error, index))
+                del self._searches[index]
+                return
+            except ReadFailed as error:
+                faults.append(_fault(error, index))
+                if error.offset is None or error.offset >= extent.start:
+                    self._stuck[index] = error.offset or 0
+                    return
+                search.restart(extent.start)
+
+    def _rows(self, matches: list[tuple[int, int, Found]]) -> Rows:
+        start = np.array([m[0] for m in matches], np.int64)
+        text = [m[2].text for m in matches]
+        offsets = np.zeros(len(matches) + 1, np.int64)
+        np.cumsum([len(t) for t in text], out=offsets[1:])
+        line, column = self._places(start)
+        return Rows(
+            np.array([m[1] for m in matches], np.int32),
+            start,
+            np.array([m[2].end for m in matches], np.int64),
+            line,
+            column,
+            offsets,
+            np.frombuffer(b"".join(text), np.uint8),
+        )
+
+    def _places(self, start: Ints) -> tuple[Ints, Ints]:
+        """Lines and columns (0: unknown) of ascending ``start``: counted from the border before each."""
+        line, column = np.zeros((2, len(start)), np.int64)
+        done = 0
+        while done < len(start):
+            border, following, lines, newline = self.borders.before(int(start[done]))
+            stop = len(start) if following is None else int(np.searchsorted(start, following))
+            part = slice(done, stop)
+            try:
+                counts, lasts = self._count(border, start[part])
+            except ReadFailed:
+                pass  # the rows stand, without line and column
+            else:
+                lasts = np.where(lasts == NO_NEWLINE, newline, lasts)
+                if lines != _UNKNOWN:
+                    line[part] = counts + lines + 1
+                column[part] = np.where(lasts == _UNKNOWN, 0, start[part] - lasts)
+            done = stop
+        return line, column
+
+    def _count(self, border: int, start: Ints) -> tuple[Ints, Ints]:
+        """Newlines between ``border`` and each of ``start``, and the last one's offset (or NO_NEWLINE)."""
+        counts, lasts = np.empty((2, len(start)), np.int64)
+        view, base = self._window.view(border, int(start[-1]))
+        mark_newlines(as_bytes(view), border - base, int(start[-1]) - base, start - base, counts, lasts)
+        return counts, np.where(lasts >= 0, lasts + base, NO_NEWLINE)
