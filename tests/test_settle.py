@@ -6,14 +6,16 @@ import errno
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from extents import Cut, Memory, expected, literal, plan
+from extents import Cut, Memory, expected, literal, place, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uring_actors.ops.match.plan import Kind, PatternPlan
+from uring_actors.ops.match.planset import compile_source
 from uring_actors.ops.match.settle import FileSettler
 from uring_actors.ops.match.window import LocalFile
 
@@ -163,10 +165,6 @@ def test_chains_that_never_meet_are_searched_again_once() -> None:
     assert reader.read < 11 * (64 << 10)
 
 
-def column_after(data: bytes, start: int) -> int:
-    return start - data.rfind(b"\n", 0, start)
-
-
 def test_an_unread_extent_takes_lines_and_leaves_offsets() -> None:
     data = b"a\nxx foo \n.......\n..foo foo\nfoo"
     rows, faults = Cut([literal(0, b"foo")], data, 10, random.Random(0)).settle(unread=[1])
@@ -174,10 +172,18 @@ def test_an_unread_extent_takes_lines_and_leaves_offsets() -> None:
     assert [r[1:5] for r in rows] == [(5, 8, 2, 4), (20, 23, None, None), (24, 27, None, None), (28, 31, None, 1)]
 
 
-HOLED = [*MIXED, plan(6, Kind.LINE, rb"a.*b"), plan(7, Kind.FILE, rb"(?s)foo.*bar|x", alive=FOO_BAR)]
+HOLED = [
+    *MIXED,
+    plan(6, Kind.LINE, rb"a.*b"),
+    plan(7, Kind.FILE, rb"(?s)foo.*bar|x", alive=FOO_BAR),
+    *(
+        replace(p, index=i)
+        for i, p in enumerate([PREFIX[1], PREFIX[3], LINE[1], LINE[4], FILE[0], FILE[2], FILE[3], FILE[4]], 8)
+    ),
+]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=texts.filter(bool), payload=st.integers(2, 24), seed=st.integers(0, 9), pick=st.integers(0, 99))
 def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: int, pick: int) -> None:
     cut = Cut(HOLED, data, payload, random.Random(seed))
@@ -186,19 +192,21 @@ def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: in
     low, high = starts[lost], min(len(data), starts[lost] + payload)
     rows, faults = cut.settle(lambda: Memory(data, [(low, high)]), unread=[lost])
     assert [f.offset for f in faults if f.pattern is None] == [low]
-    true = expected(HOLED, data)
     newline = data.find(b"\n", high)
-    for row in rows:
-        _, start, end, line, column, text = row
+    for index, start, end, line, column, text in rows:
         assert text == data[start:end]
+        assert compile_source(HOLED[index]).match(data, start).end() == end
         if start < low:
-            assert row in true
+            assert (line, column) == place(data, start)
         else:
             assert start >= high
             assert line is None
-            assert column == (column_after(data, start) if 0 <= newline < start else None)
-    in_slot = [r for r in true if r[0] < 3 and r[1] < low]
-    assert [r for r in rows if r[0] < 3 and r[1] < low] == in_slot
+            assert column == (place(data, start)[1] if 0 <= newline < start else None)
+    for p in HOLED:
+        since = min(f.since for f in faults if f.pattern in (None, p.index))
+        assert [r for r in rows if r[0] == p.index and r[1] < since] == [
+            r for r in expected([p], data) if r[1] < since
+        ]
 
 
 def test_a_failure_that_passes_loses_only_lines() -> None:
@@ -248,7 +256,7 @@ def test_what_cannot_be_searched_again_is_dropped() -> None:
     rows, faults = Cut([literal(0, b"aa")], data, 5, random.Random(0)).settle(lambda: Memory(data, [(0, 31)]))
     # The second extent should begin at 6; its chain from 5 goes. The third starts anew.
     assert [r[1] for r in rows] == [0, 2, 4, 10, 12, 14, 20, 22, 24]
-    assert [(f.offset, f.pattern) for f in faults] == [(4, 0), (14, 0), (24, 0)]
+    assert [(f.offset, f.since, f.pattern) for f in faults] == [(5, 6, 0), (15, 16, 0), (25, 26, 0)]
 
 
 @pytest.mark.parametrize("kind", [Kind.PREFIX, Kind.FILE, Kind.LINE])

@@ -50,6 +50,9 @@ class Search(Protocol):
         Raises ReadFailed; ``out`` keeps what was found before.
         """
 
+    def suspect(self, start: int, stop: int) -> None:
+        """No engine saw ``[start, stop)``: there may be candidates that begin in it."""
+
     def restart(self, at: int) -> None:
         """Give up what starts before ``at``, and go on from there with nothing matched."""
 
@@ -94,6 +97,9 @@ class EveryLineSearch:
     def learn(self, ends: Ints) -> None:
         """There are none."""
 
+    def suspect(self, start: int, stop: int) -> None:
+        """All lines are searched anyway."""
+
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search."""
         stop = frontier if frontier == self._window.size else newline
@@ -121,6 +127,10 @@ class LineSearch:
     def learn(self, ends: Ints) -> None:
         """See Search."""
         self._ends = _union(self._ends, ends)
+
+    def suspect(self, start: int, stop: int) -> None:
+        """See Search. A match that starts before ``start`` is in the line of that byte."""
+        self.learn(np.array([start + 1]))
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now."""
@@ -188,6 +198,10 @@ class FileSearch:
         """See Search."""
         self._ends = _union(self._ends, ends)
 
+    def suspect(self, start: int, stop: int) -> None:
+        """See Search."""
+        self.learn(np.array([stop - 1 + self._pattern.plan.candidate_max]))
+
     def restart(self, at: int) -> None:
         """See Search."""
         self.at = max(self.at, at)
@@ -210,7 +224,7 @@ class FileSearch:
                 raise
             except ReadFailed as error:
                 # What lies before the trouble may still be decided, with its last byte as context.
-                if error.offset is not None and error.offset - 1 > self.at:
+                if error.offset - 1 > self.at:
                     self._step(error.offset - 1, out)
                 raise
 
@@ -276,6 +290,11 @@ class PrefixSearch:
         else:
             self._ends = _union(self._ends, ends)
 
+    def suspect(self, start: int, stop: int) -> None:
+        """See Search. A match that starts before ``start`` has its candidate from the extent before."""
+        if self._linear is not None:
+            self._linear.suspect(start, stop)
+
     def restart(self, at: int) -> None:
         """See Search."""
         self.at = max(self.at, at)
@@ -320,7 +339,7 @@ class PrefixSearch:
                 raise
             except ReadFailed as error:
                 # Perhaps what lies before the trouble is enough.
-                if error.offset is None or error.offset - 1 <= start:
+                if error.offset - 1 <= start:
                     raise
                 final, found = self._look(start, error.offset - 1)
                 if not final:
