@@ -128,8 +128,9 @@ class FileSettler:
         if self._lines != _UNKNOWN:
             self._lines += extent.newlines
         self._cross(extent.stop)
-        for k in np.flatnonzero(marked.end > extent.stop).tolist():
-            self._resume[int(marked.pattern[k])] = int(marked.end[k])
+        if len(marked):
+            for k in np.flatnonzero(marked.end > extent.stop).tolist():
+                self._resume[int(marked.pattern[k])] = int(marked.end[k])
         if self._unbounded is not None:
             more = self._unbounded.advance(extent, self._newline, faults)
             if len(more):
@@ -222,11 +223,12 @@ def _chain_until_met(
     spans: list[int] = []
     void = int(np.searchsorted(starts, resume))
     while void and resume < (limit := min(int(ends[void - 1]), stop)):
-        found = pattern.search(view, resume - base, limit + pattern.width - base)
-        if found is None or found.start() + base >= limit:
+        end = min(limit + pattern.width - base, len(view))
+        start, past = pattern.search(view, resume - base, end)
+        if start < 0 or start + base >= limit:
             break
-        start, resume = found.start() + base, found.end() + base
-        spans += (start, resume)
+        resume = past + base
+        spans += (start + base, resume)
         while void < len(starts) and starts[void] < resume:
             void += 1
     return void, np.array(spans, np.int64).reshape(-1, 2)

@@ -81,8 +81,10 @@ def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: li
     """
     view, base = window.view(start, stop)
     position = start - base
-    while found := pattern.search(view, position, stop - base):
-        begin, position = found.span()
+    while True:
+        begin, position = pattern.search(view, position, stop - base)
+        if begin < 0:
+            return
         out.append(Found(begin + base, position + base, bytes(view[begin:position])))
 
 
@@ -242,11 +244,10 @@ class FileSearch:
         decided = self._decided(view, base, stop)
         at = self.at
         while at < decided:
-            found = self._pattern.search(view, at - base, stop - base)
-            if found is None or found.start() + base >= decided:
+            start, end = self._pattern.search(view, at - base, stop - base)
+            if start < 0 or start + base >= decided:
                 at = decided
                 break
-            start, end = found.span()
             out.append(Found(start + base, end + base, bytes(view[start:end])))
             at = end + base
         # A match that ends behind the least alive start makes us look for the next one: cheap in small windows.
@@ -260,8 +261,8 @@ class FileSearch:
             return stop
         if self._pattern.alive_suffix is None:
             return self.at
-        found = self._pattern.alive_suffix(view[: stop - base], self.at - base)
-        return stop if found is None else int(found.start()) + base
+        start, _ = self._pattern.alive_suffix(view[: stop - base], self.at - base, stop - base)
+        return stop if start < 0 else start + base
 
 
 _FIRST_WINDOW = 128
@@ -351,14 +352,14 @@ class PrefixSearch:
     def _look(self, start: int, stop: int) -> tuple[bool, Found | None]:
         """What matches at ``start`` within ``stop``, and whether that is final."""
         view, base = self._window.view(start, stop)
-        found = self._pattern.match(view, start - base, stop - base)
+        _, end = self._pattern.match(view, start - base, stop - base)
         alive = self._pattern.alive
-        final = stop == self._window.size or (alive is not None and alive(view, start - base, stop - base) is None)
+        final = stop == self._window.size or (alive is not None and alive(view, start - base, stop - base)[1] < 0)
         # Count what RE2 must have looked at: it stops early in a window that it finds dead.
-        if not final or (found is None and stop == self._window.size):
+        if not final or (end < 0 and stop == self._window.size):
             self._spent += stop - start
-        if not final or found is None:
+        if not final or end < 0:
             return final, None
-        end = found.end() + base
+        end += base
         self._spent += end - start
         return True, Found(start, end, bytes(view[start - base : end - base]))
