@@ -14,6 +14,7 @@ from extents import Cut, Memory, expected, literal, place, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uring_actors.ops.match import unbounded, window
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import compile_source
 from uring_actors.ops.match.settle import FileSettler
@@ -81,6 +82,19 @@ KINDS = {
     "prefix": PREFIX,
     "line": LINE,
     "file": FILE,
+    "utf8 unbounded": [
+        plan(0, Kind.FILE, "é+x".encode(), alive=rb"\xc3|(?:\xc3\xa9)+\xc3?", latin1=False),
+        plan(
+            1,
+            Kind.PREFIX,
+            "é[^a]*".encode(),
+            candidate=rb"\xc3\xa9",
+            candidate_widths=(2, 2),
+            alive=rb"\xc3|\xc3\xa9[^a]*",
+            latin1=False,
+        ),
+        plan(2, Kind.LINE, "é+.*x".encode(), latin1=False),
+    ],
 }
 MIXED = [
     literal(0, b"aa"),
@@ -127,6 +141,29 @@ def test_as_re2_over_the_whole_file(kind: str) -> None:
         settles(KINDS[kind], data, payload, seed)
 
     check()
+
+
+@pytest.fixture
+def tiny_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that must grow, and chunks that cut, within texts of a few bytes."""
+    monkeypatch.setattr(unbounded, "_FIRST_WINDOW", 2)
+    monkeypatch.setattr(unbounded, "_CHUNK", 5)
+    monkeypatch.setattr(unbounded, "_SMALLEST_CHUNK", 1)
+    monkeypatch.setattr(unbounded, "_LINE_STEP", 2)
+    monkeypatch.setattr(window, "_READ_AHEAD", 1)
+
+
+@pytest.mark.usefixtures("tiny_windows")
+@pytest.mark.parametrize("kind", ["prefix", "line", "file", "utf8 unbounded"])
+def test_windows_that_grow(kind: str) -> None:
+    test_as_re2_over_the_whole_file(kind)
+
+
+@pytest.mark.usefixtures("tiny_windows")
+@pytest.mark.parametrize("allowance", [-(1 << 20), -200, 0])
+def test_the_linear_way_takes_over_anywhere(allowance: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unbounded, "_ALLOWANCE", allowance)
+    test_as_re2_over_the_whole_file("prefix")
 
 
 @settings(max_examples=100, deadline=None)
