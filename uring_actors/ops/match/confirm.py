@@ -154,16 +154,14 @@ def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, en
         end += at
         if end <= clear or end < resume + least:
             continue
-        if resume >= at + payload:
+        if end > limit or resume >= at + payload:
             break
         stop = min(end + width, limit)
-        found = search(view, max(resume, end - width), stop)
-        if found is None:
+        start, past = search(view, max(resume, end - width), stop)
+        if start < 0:
             clear = stop
             resume = max(resume, end)
-            continue
-        start, past = found.span()
-        if start >= end:
+        elif start >= end:
             resume = end
         elif start >= at + payload:
             break
@@ -180,11 +178,8 @@ def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int) -> li
     spans: list[int] = []
     resume = at
     while resume < at + payload:
-        found = search(view, resume, stop)
-        if found is None:
-            break
-        start, resume = found.span()
-        if start >= at + payload:
+        start, resume = search(view, resume, stop)
+        if start < 0 or start >= at + payload:
             break
         spans += (start - at, resume - at)
     return spans

@@ -39,11 +39,16 @@ _UNKNOWN = -2
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Rows may be missing from ``offset`` on, of one pattern (its index) or of all (None)."""
+    """Trouble at ``offset``: rows that start at ``since`` or later may be missing, or begin a new chain.
+
+    ``pattern`` is the index of the pattern concerned; None stands for all, or for all unbounded ones where the
+    file could not be read again.
+    """
 
     offset: int
     errno: int
     reason: str
+    since: int
     pattern: int | None = None
 
 
@@ -108,7 +113,9 @@ class FileSettler:
     def _lose(self, extent: Unread) -> Settled:
         self._lines = self._newline = _UNKNOWN
         self._cross(extent.stop)
-        return Settled(self._next, faults=(Fault(extent.start, extent.errno, extent.reason),))
+        faults = [Fault(extent.start, extent.errno, extent.reason, extent.start)]
+        rows = NO_ROWS if self._unbounded is None else self._unbounded.pass_over(extent, faults)
+        return Settled(self._next, rows, tuple(faults))
 
     def _settle(self, extent: ExtentMatches) -> Settled:
         faults: list[Fault] = []
@@ -121,8 +128,9 @@ class FileSettler:
         if self._lines != _UNKNOWN:
             self._lines += extent.newlines
         self._cross(extent.stop)
-        for k in np.flatnonzero(marked.end > extent.stop).tolist():
-            self._resume[int(marked.pattern[k])] = int(marked.end[k])
+        if len(marked):
+            for k in np.flatnonzero(marked.end > extent.stop).tolist():
+                self._resume[int(marked.pattern[k])] = int(marked.end[k])
         if self._unbounded is not None:
             more = self._unbounded.advance(extent, self._newline, faults)
             if len(more):
@@ -154,7 +162,7 @@ class FileSettler:
                     parts.append(part)
                 except ReadFailed as error:
                     first = len(mine)
-                    faults.append(_fault(error, index))
+                    faults.append(_fault(error, resume, index))
             keep[mine[:first]] = False
         if not keep.all():
             parts.append(marked.take(np.flatnonzero(keep)))
@@ -167,7 +175,8 @@ class FileSettler:
     ) -> tuple[int, Marked]:
         """How many of one pattern's rows go, and those that take their place."""
         pattern = self._plans.patterns[index]
-        view, base = self._window.view(extent.start, min(self.size, extent.stop + pattern.width))
+        # ``resume`` lies behind the extent's start, so its context is in the extent.
+        view, base = self._window.view(extent.start, min(self.size, extent.stop + pattern.width), before=0)
         if pattern.literal is not None:
             dropped = len(starts)
             first = literal_chain(as_bytes(view), pattern.literal, resume - base, extent.stop - base)
@@ -214,11 +223,12 @@ def _chain_until_met(
     spans: list[int] = []
     void = int(np.searchsorted(starts, resume))
     while void and resume < (limit := min(int(ends[void - 1]), stop)):
-        found = pattern.search(view, resume - base, limit + pattern.width - base)
-        if found is None or found.start() + base >= limit:
+        end = min(limit + pattern.width - base, len(view))
+        start, past = pattern.search(view, resume - base, end)
+        if start < 0 or start + base >= limit:
             break
-        start, resume = found.start() + base, found.end() + base
-        spans += (start, resume)
+        resume = past + base
+        spans += (start + base, resume)
         while void < len(starts) and starts[void] < resume:
             void += 1
     return void, np.array(spans, np.int64).reshape(-1, 2)
@@ -232,8 +242,8 @@ def _absolute(marked: Marked, lines: int, newline: int) -> Rows:
     return Rows(marked.pattern, marked.start, marked.end, line, column, marked.offsets, marked.data)
 
 
-def _fault(error: ReadFailed, pattern: int | None) -> Fault:
-    return Fault(error.offset or 0, error.errno or 0, error.message, pattern)
+def _fault(error: ReadFailed, since: int, pattern: int | None) -> Fault:
+    return Fault(error.offset, error.errno or 0, error.message, since, pattern)
 
 
 class _Borders:
@@ -268,18 +278,30 @@ class _Unbounded:
 
     def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> Rows:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
-        matches: list[tuple[int, int, Found]] = []
-        for index, search in list(self._searches.items()):
+        which, ends = extent.candidates
+        for index, search in self._searches.items():
             if index in self._stuck:
                 if extent.start <= self._stuck[index]:
                     continue
                 del self._stuck[index]
                 search.restart(extent.start)
-            if len(extent.candidates.end):
-                search.learn(extent.candidates.end[extent.candidates.pattern == index])
-            found: list[Found] = []
-            self._run(index, search, extent, newline, found, faults)
-            matches += [(f.start, index, f) for f in found]
+            if len(ends):
+                search.learn(ends[which == index])
+        return self._advance_all(extent, newline, faults)
+
+    def pass_over(self, extent: Unread, faults: list[Fault]) -> Rows:
+        """As ``advance`` for an extent that no engine saw: the searches try what the file itself gives."""
+        for search in self._searches.values():
+            search.suspect(extent.start, extent.stop)
+        return self._advance_all(extent, _UNKNOWN, faults)
+
+    def _advance_all(self, extent: ExtentMatches | Unread, newline: int, faults: list[Fault]) -> Rows:
+        matches: list[tuple[int, int, Found]] = []
+        for index in [i for i in self._searches if i not in self._stuck]:
+            if search := self._searches.get(index):  # else the file is gone, and with it all searches
+                found: list[Found] = []
+                self._run(index, search, extent, newline, found, faults)
+                matches += [(f.start, index, f) for f in found]
         if not matches:
             return NO_ROWS
         matches.sort(key=lambda match: match[:2])
@@ -289,29 +311,33 @@ class _Unbounded:
         self,
         index: int,
         search: Search,
-        extent: ExtentMatches,
+        extent: ExtentMatches | Unread,
         newline: int,
         found: list[Found],
         faults: list[Fault],
     ) -> None:
+        told = False
         while True:
             try:
                 search.advance(extent.stop, newline, found)
                 return
             except FileGone as error:
-                faults.append(_fault(error, None))
+                faults.append(_fault(error, min(s.at for s in self._searches.values()), None))
                 self._searches.clear()
                 return
             except TooLong as error:
-                faults.append(_fault(error, index))
+                faults.append(_fault(error, search.at, index))
                 del self._searches[index]
                 return
             except ReadFailed as error:
-                faults.append(_fault(error, index))
-                if error.offset is None or error.offset >= extent.start:
-                    self._stuck[index] = error.offset or 0
+                if not told:
+                    faults.append(_fault(error, search.at, index))
+                    told = True
+                if error.offset >= extent.start or isinstance(extent, Unread):
+                    self._stuck[index] = error.offset
                     return
-                search.restart(extent.start)
+                # Where the byte before the extent is lost, its first byte lacks its context.
+                search.restart(max(extent.start, error.offset + 2))
 
     def _rows(self, matches: list[tuple[int, int, Found]]) -> Rows:
         start = np.array([m[0] for m in matches], np.int64)
@@ -352,6 +378,6 @@ class _Unbounded:
     def _count(self, border: int, start: Ints) -> tuple[Ints, Ints]:
         """Newlines between ``border`` and each of ``start``, and the last one's offset (or NO_NEWLINE)."""
         counts, lasts = np.empty((2, len(start)), np.int64)
-        view, base = self._window.view(border, int(start[-1]))
+        view, base = self._window.view(border, int(start[-1]), before=0)
         mark_newlines(as_bytes(view), border - base, int(start[-1]) - base, start - base, counts, lasts)
         return counts, np.where(lasts >= 0, lasts + base, NO_NEWLINE)

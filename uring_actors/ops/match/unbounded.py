@@ -50,6 +50,9 @@ class Search(Protocol):
         Raises ReadFailed; ``out`` keeps what was found before.
         """
 
+    def suspect(self, start: int, stop: int) -> None:
+        """No engine saw ``[start, stop)``: there may be candidates that begin in it."""
+
     def restart(self, at: int) -> None:
         """Give up what starts before ``at``, and go on from there with nothing matched."""
 
@@ -78,8 +81,10 @@ def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: li
     """
     view, base = window.view(start, stop)
     position = start - base
-    while found := pattern.search(view, position, stop - base):
-        begin, position = found.span()
+    while True:
+        begin, position = pattern.search(view, position, stop - base)
+        if begin < 0:
+            return
         out.append(Found(begin + base, position + base, bytes(view[begin:position])))
 
 
@@ -93,6 +98,9 @@ class EveryLineSearch:
 
     def learn(self, ends: Ints) -> None:
         """There are none."""
+
+    def suspect(self, start: int, stop: int) -> None:
+        """All lines are searched anyway."""
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search."""
@@ -121,6 +129,10 @@ class LineSearch:
     def learn(self, ends: Ints) -> None:
         """See Search."""
         self._ends = _union(self._ends, ends)
+
+    def suspect(self, start: int, stop: int) -> None:
+        """See Search. A match that starts before ``start`` is in the line of that byte."""
+        self.learn(np.array([start + 1]))
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now."""
@@ -188,6 +200,10 @@ class FileSearch:
         """See Search."""
         self._ends = _union(self._ends, ends)
 
+    def suspect(self, start: int, stop: int) -> None:
+        """See Search."""
+        self.learn(np.array([stop - 1 + self._pattern.plan.candidate_max]))
+
     def restart(self, at: int) -> None:
         """See Search."""
         self.at = max(self.at, at)
@@ -210,7 +226,7 @@ class FileSearch:
                 raise
             except ReadFailed as error:
                 # What lies before the trouble may still be decided, with its last byte as context.
-                if error.offset is not None and error.offset - 1 > self.at:
+                if error.offset - 1 > self.at:
                     self._step(error.offset - 1, out)
                 raise
 
@@ -228,11 +244,10 @@ class FileSearch:
         decided = self._decided(view, base, stop)
         at = self.at
         while at < decided:
-            found = self._pattern.search(view, at - base, stop - base)
-            if found is None or found.start() + base >= decided:
+            start, end = self._pattern.search(view, at - base, stop - base)
+            if start < 0 or start + base >= decided:
                 at = decided
                 break
-            start, end = found.span()
             out.append(Found(start + base, end + base, bytes(view[start:end])))
             at = end + base
         # A match that ends behind the least alive start makes us look for the next one: cheap in small windows.
@@ -246,8 +261,8 @@ class FileSearch:
             return stop
         if self._pattern.alive_suffix is None:
             return self.at
-        found = self._pattern.alive_suffix(view[: stop - base], self.at - base)
-        return stop if found is None else int(found.start()) + base
+        start, _ = self._pattern.alive_suffix(view[: stop - base], self.at - base, stop - base)
+        return stop if start < 0 else start + base
 
 
 _FIRST_WINDOW = 128
@@ -275,6 +290,11 @@ class PrefixSearch:
             self._linear.learn(ends)
         else:
             self._ends = _union(self._ends, ends)
+
+    def suspect(self, start: int, stop: int) -> None:
+        """See Search. A match that starts before ``start`` has its candidate from the extent before."""
+        if self._linear is not None:
+            self._linear.suspect(start, stop)
 
     def restart(self, at: int) -> None:
         """See Search."""
@@ -320,7 +340,7 @@ class PrefixSearch:
                 raise
             except ReadFailed as error:
                 # Perhaps what lies before the trouble is enough.
-                if error.offset is None or error.offset - 1 <= start:
+                if error.offset - 1 <= start:
                     raise
                 final, found = self._look(start, error.offset - 1)
                 if not final:
@@ -332,14 +352,14 @@ class PrefixSearch:
     def _look(self, start: int, stop: int) -> tuple[bool, Found | None]:
         """What matches at ``start`` within ``stop``, and whether that is final."""
         view, base = self._window.view(start, stop)
-        found = self._pattern.match(view, start - base, stop - base)
+        _, end = self._pattern.match(view, start - base, stop - base)
         alive = self._pattern.alive
-        final = stop == self._window.size or (alive is not None and alive(view, start - base, stop - base) is None)
+        final = stop == self._window.size or (alive is not None and alive(view, start - base, stop - base)[1] < 0)
         # Count what RE2 must have looked at: it stops early in a window that it finds dead.
-        if not final or (found is None and stop == self._window.size):
+        if not final or (end < 0 and stop == self._window.size):
             self._spent += stop - start
-        if not final or found is None:
+        if not final or end < 0:
             return final, None
-        end = found.end() + base
+        end += base
         self._spent += end - start
         return True, Found(start, end, bytes(view[start - base : end - base]))

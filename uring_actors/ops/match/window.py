@@ -88,14 +88,14 @@ class Window:
         self._text: Bytes = as_bytes(b"")
         self._base = 0
 
-    def view(self, start: int, stop: int) -> tuple[memoryview, int]:
-        """Bytes that hold ``[start, stop)`` and one of context on each side where the file has it.
+    def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
+        """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
 
         Returns them (valid as long as the caller keeps them) and the file offset of the first. There may be more
         on either side, all real: the end is the file's end, or lies beyond ``stop``.
         """
         self.check(start, stop)
-        low, high = max(0, start - 1), min(self.size, stop + 1)
+        low, high = max(0, start - before), min(self.size, stop + 1)
         if low < self._base or high > self._base + len(self._text):
             self._text = as_bytes(b"")
             self._text = self._read(low, high)
