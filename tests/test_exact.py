@@ -53,7 +53,8 @@ def filler(rng: random.Random, size: int, kind: str) -> bytearray:
     if kind == "binary":
         return bytearray(rng.randbytes(size))
     if kind == "runs":  # long enough to cross a border, few enough to be compared row by row
-        return bytearray(b"".join(b"b" * 20000 + b"a" * rng.randrange(200, 3000) for _ in range(size // 20000 + 1)))[:size]
+        parts = (b"b" * 20000 + b"a" * rng.randrange(200, 3000) for _ in range(size // 20000 + 1))
+        return bytearray(b"".join(parts))[:size]
     if kind == "long-line":
         return bytearray(rng.choices(b"abc ", k=size))
     return bytearray(b"\n" * size)

@@ -284,9 +284,7 @@ def test_alive_tells_apart(pattern: str, living: list[bytes], dead: list[bytes])
     (plan,) = compile_patterns([Regex(pattern)])
     assert plan.alive is not None
     alive = re2.compile(plan.alive, syntax.re2_options(True))
-    assert [bool(alive.fullmatch(text)) for text in living + dead] == [True] * len(living) + [False] * len(
-        dead
-    )
+    assert [bool(alive.fullmatch(text)) for text in living + dead] == [True] * len(living) + [False] * len(dead)
 
 
 # -- candidates

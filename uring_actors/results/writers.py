@@ -56,9 +56,7 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def open_writer(
-    form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA, terminal: bool = False
-) -> Writer:
+def open_writer(form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA, terminal: bool = False) -> Writer:
     """A writer of the format ``form`` on ``stream``; ``terminal``: whether a person's terminal reads it.
 
     Raises:
