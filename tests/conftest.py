@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests import hot_helpers
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
+
+
+# The first call of a hot function compiles it, and the machine may be busy: no test is about time.
+settings.register_profile("uring_actors", deadline=None)
+settings.load_profile("uring_actors")
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 
-import hot_helpers as h
 import numba
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import types
 
+from tests import hot_helpers as h
 from uring_actors.arena import atomics as a
 from uring_actors.arena.abi import WRAP
 

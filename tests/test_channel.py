@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-import hot_helpers as h
 import pytest
 
+from tests import hot_helpers as h
 from uring_actors.arena import abi, bell, channel
 from uring_actors.arena.abi import WRAP
 

@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import hot_helpers as h
 import pytest
 
 import uring_actors
+from tests import hot_helpers as h
 from uring_actors import hot
 from uring_actors.arena import bell, channel
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from consumer import Consumer, check_file
-from test_uring_ring import child
 
+from tests.consumer import Consumer, check_file
+from tests.test_uring_ring import child
 from uring_actors import reader as reader_module
 from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from extents import Cut, Memory, expected, literal, place, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.extents import Cut, Memory, expected, literal, place, plan
 from uring_actors.ops.match import unbounded, window
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import compile_source

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from extents import literal, plan
 
+from tests.extents import literal, plan
 from uring_actors.ops.match.confirm import Confirmer
 from uring_actors.ops.match.newlines import as_bytes, count_newlines
 from uring_actors.ops.match.plan import Kind
