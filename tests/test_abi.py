@@ -69,6 +69,7 @@ CONSTANTS = {
     "SLOT_OPERATION": 48,
     "SLOT_FLAGS": 52,
     "SLOT_ERRNO": 56,
+    "SLOT_POSITION": 60,
     "EMPTY": 0,
     "PUBLISHED": 1,
     "CLAIMED": 2,

@@ -192,6 +192,7 @@ def test_what_the_scan_is_given(scan: FakeScan, cli: Callable[..., Outcome]) -> 
         "paths": [b"p", b"q\xff"],
         "operation": "match",
         "engine": "threads",
+        "backend": "auto",
         "io_engine": "pread",
         "io": "buffered",
         "sqpoll": "off",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from uring_actors.arena import abi, bell, channel
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
-from uring_actors.megakernel import cpu, feed, ring
+from uring_actors.megakernel import cpu, cuda, feed, ring
 from uring_actors.publisher import Publisher, ScanJob
 from uring_actors.uring.work import Geometry
 
@@ -40,17 +40,21 @@ def publish(
     ring.write_scan(
         book, slot, fields["data_slot"], fields["payload"], fields["offset"], 0, 0, fields["file_id"], 0, 0, 0, 0
     )
-    ring.stage(book, position, slot, opcode, tenant)
+    ring.stage(book, position, slot, opcode, tenant, abi.PRIORITY_NORMAL)
     ring.announce(book, (position + 1) & abi.WRAP)
 
 
 class Kernel:
-    """A CPU kernel of compiled operations, closed at the end of the block."""
+    """A kernel of compiled operations, on the CPU or the GPU, closed at the end of the block."""
 
-    def __init__(self, arena: Arena, threads: int = 1, spins: int = 50) -> None:
-        self.kernel = cpu.CpuKernel(arena, threads, spins=spins, make_worker=lambda: None)
+    def __init__(self, arena: Arena, threads: int = 1, spins: int = 50, where: str = "cpu") -> None:
+        self.kernel: cpu.CpuKernel | cuda.CudaKernel
+        if where == "cuda":
+            self.kernel = cuda.CudaKernel(arena)
+        else:
+            self.kernel = cpu.CpuKernel(arena, threads, spins=spins, make_worker=lambda: None)
 
-    def __enter__(self) -> cpu.CpuKernel:
+    def __enter__(self) -> cpu.CpuKernel | cuda.CudaKernel:
         self.kernel.start()
         return self.kernel
 
@@ -59,25 +63,29 @@ class Kernel:
         assert self.kernel.failure is None
 
 
+on_each_kernel = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+
 def collect(arena: Arena, position: int, count: int, seconds: float = 5) -> np.ndarray:
     """``count`` terminal slots from ``position`` on, in publish order."""
     book, found = arena.address_book(), []
     deadline = time.monotonic() + seconds
     while len(found) < count:
         rows = np.zeros((3, ring.COLUMNS), np.int64)
-        n = ring.collect(book, (position + len(found)) & abi.WRAP, rows, 10, 10_000_000)
+        n = ring.collect(book, (position + len(found)) & abi.WRAP, rows, 10, SLICE, 10_000_000)
         found += rows[:n].tolist()
         assert time.monotonic() < deadline, f"only {len(found)} of {count} slots came back"
     return np.array(found)
 
 
+@on_each_kernel
 @pytest.mark.parametrize("start", [0, JUST_BELOW_WRAP, 2**31 - 3])
-def test_slots_pass_round_the_ring_many_times(make_arena: MakeArena, start: int) -> None:
+def test_slots_pass_round_the_ring_many_times(make_arena: MakeArena, start: int, where: str) -> None:
     arena = make_arena(slots=2)
     start_counters(arena, start)
     slots = arena.layout.ring_slots
     book = arena.address_book()
-    with Kernel(arena, threads=2):
+    with Kernel(arena, threads=2, where=where):
         for round_ in range(50):
             position = (start + round_ * slots) & abi.WRAP
             for i in range(slots):  # a different order of slots every round
@@ -134,45 +142,48 @@ def test_collecting_stops_at_the_first_slot_that_is_not_done(make_arena: MakeAre
         assert ring.claim(book) == i
     rows = np.zeros((8, ring.COLUMNS), np.int64)
     ring.finish(book, 2, abi.DONE)
-    assert ring.collect(book, 0, rows, 0, 1_000_000) == 0
+    assert ring.collect(book, 0, rows, 0, SLICE, 1_000_000) == 0
     ring.finish(book, 0, abi.FAULT)
-    assert ring.collect(book, 0, rows, 0, 1_000_000) == 1
+    assert ring.collect(book, 0, rows, 0, SLICE, 1_000_000) == 1
     assert rows[0, ring.COLUMN_STATUS] == abi.FAULT
     ring.finish(book, 1, abi.DONE)
-    assert ring.collect(book, 0, rows, 0, 1_000_000) == 3
-    assert ring.collect(book, 3, rows, 0, 1_000_000) == 0
+    assert ring.collect(book, 0, rows, 0, SLICE, 1_000_000) == 3
+    assert ring.collect(book, 3, rows, 0, SLICE, 1_000_000) == 0
 
 
+@on_each_kernel
 @pytest.mark.parametrize("tenant", [0, 7, 29, 30, 31, 2**32 - 1])
-def test_a_forbidden_tenant_faults_and_never_runs(make_arena: MakeArena, tenant: int) -> None:
+def test_a_forbidden_tenant_faults_and_never_runs(make_arena: MakeArena, tenant: int, where: str) -> None:
     arena = make_arena()
     words = control(arena)
     if tenant < abi.TENANTS:
         words[abi.CONTROL_TENANT_MASK_WORD + tenant] = 1
     publish(arena, 0, 0, abi.OP_BATCH_FENCE, tenant)
     publish(arena, 1, 1, abi.OP_BATCH_FENCE, (tenant + 1) % abi.TENANTS)
-    with Kernel(arena):
+    with Kernel(arena, where=where):
         rows = collect(arena, 0, 2)
     assert rows[:, ring.COLUMN_STATUS].tolist() == [abi.FAULT, abi.DONE]
     assert words[abi.CONTROL_EPOCH_WORD] == 1  # the second slot's
     assert words[abi.CONTROL_DONE_COUNT_WORD] == 2
 
 
-def test_unknown_opcodes_fault(make_arena: MakeArena) -> None:
+@on_each_kernel
+def test_unknown_opcodes_fault(make_arena: MakeArena, where: str) -> None:
     arena = make_arena()
     opcodes = [abi.OP_NOP, abi.OP_SCAN_NOP, 0x12345678, abi.OP_SCAN_MATCH]  # no worker here for the last
     for i, opcode in enumerate(opcodes):
         publish(arena, i, i, opcode)
-    with Kernel(arena):
+    with Kernel(arena, where=where):
         rows = collect(arena, 0, 4)
     assert rows[:, ring.COLUMN_STATUS].tolist() == [abi.DONE, abi.DONE, abi.FAULT, abi.FAULT]
     metrics = control(arena)[abi.CONTROL_METRICS_WORD : abi.CONTROL_METRICS_WORD + abi.CONTROL_METRICS_COUNT]
     assert metrics.sum() == 2
 
 
-def test_shutdown_ends_the_kernel_at_once(make_arena: MakeArena) -> None:
+@on_each_kernel
+def test_shutdown_ends_the_kernel_at_once(make_arena: MakeArena, where: str) -> None:
     arena = make_arena()
-    with Kernel(arena, threads=3):
+    with Kernel(arena, threads=3, where=where):
         time.sleep(0.1)
         began = time.monotonic()
     assert time.monotonic() - began < 2
@@ -191,13 +202,14 @@ def test_sum_of_the_largest_bytes_does_not_overflow(size: int) -> None:
     assert cpu.sum_bytes(memory.ctypes.data, size) == 255 * size
 
 
+@on_each_kernel
 @pytest.mark.parametrize(("offset", "size"), [(0, 65536), (0, 1), (4096, 4097), (4096, 199)])
-def test_touch_sums_the_payload_alone(make_arena: MakeArena, offset: int, size: int) -> None:
+def test_touch_sums_the_payload_alone(make_arena: MakeArena, offset: int, size: int, where: str) -> None:
     arena = make_arena()
     data = np.frombuffer(arena.view, np.uint8, 65536, arena.layout.slot(2))
     data[:] = np.random.default_rng(size).integers(0, 256, 65536, np.uint8)
     publish(arena, 0, 0, abi.OP_SCAN_TOUCH, data_slot=2, payload=size, offset=offset)
-    with Kernel(arena):
+    with Kernel(arena, where=where):
         rows = collect(arena, 0, 1)
     assert rows[0, ring.COLUMN_VALUE] == data[offset : offset + size].sum(dtype=np.int64)
 
@@ -248,7 +260,7 @@ def test_publisher_carries_every_completion_and_hands_credits_back(make_arena: M
 
             bell.ring(arena.at(arena.layout.state + abi.BELL_PUBLISHER), 1)
             rows = np.zeros((4, ring.COLUMNS), np.int64)
-            n = ring.collect(book, position, rows, 10, 1_000_000)
+            n = ring.collect(book, position, rows, 10, SLICE, 1_000_000)
             for row in rows[:n]:
                 number = int(row[ring.COLUMN_FILE_ID])
                 nbytes = 1 + number % 6000
@@ -307,3 +319,62 @@ def test_a_job_fits_its_data_slot(slot_bytes: int, halo: int, lead: bool) -> Non
     assert geometry.payload % 4096 == 0
     assert geometry.payload > 0
     assert geometry.lead + geometry.payload + halo <= slot_bytes
+
+
+@on_each_kernel
+def test_a_kernel_can_be_started_again(make_arena: MakeArena, where: str) -> None:
+    for _ in range(3):
+        arena = make_arena()
+        publish(arena, 0, 0, abi.OP_BATCH_FENCE)
+        with Kernel(arena, where=where):
+            assert collect(arena, 0, 1)[0, ring.COLUMN_STATUS] == abi.DONE
+
+
+@pytest.mark.gpu
+def test_control_operations_on_the_gpu(make_arena: MakeArena) -> None:
+    arena = make_arena()
+    words = control(arena)
+    words[300] = 5
+    arguments = [
+        (abi.OP_STORE_U32, (77, 301)),
+        (abi.OP_ATOMIC_ADD, (10, 300)),
+        (abi.OP_LOAD_U32, (300, 3)),
+        (abi.OP_COMPARE_SWAP, (0, 9, 302)),
+        (abi.OP_STORE_U32, (1, abi.CONTROL_WORDS)),
+    ]
+    for i, (opcode, values) in enumerate(arguments):
+        arena.words(arena.layout.ring + i * 64 + abi.SLOT_ARGS, len(values))[:] = values
+        ring.stage(arena.address_book(), i, i, opcode, 0, abi.PRIORITY_NORMAL)
+        ring.announce(arena.address_book(), i + 1)
+        if i == 0:
+            kernel = Kernel(arena, where="cuda")
+            kernel.__enter__()
+        collect(arena, i, 1)
+    kernel.__exit__()
+    assert [int(words[i]) for i in (300, 301, 302)] == [15, 77, 9]
+    assert words[abi.CONTROL_OBSERVABLE_WORD + 3] == 15
+    assert collect(arena, 4, 1)[0, ring.COLUMN_STATUS] == abi.FAULT
+
+
+@pytest.mark.gpu
+def test_priorities_and_the_bound_on_starvation(make_arena: MakeArena) -> None:
+    """Published while the kernel is not running: then it finds all at once. One worker block, so the order is its."""
+    arena = make_arena(slots=256)
+    book = arena.address_book()
+    count = 200
+    for i in range(count):  # every slot counts up a word and notes when it ran: LOAD_U32 of the count
+        priority = abi.PRIORITY_IDLE if i < 20 else abi.PRIORITY_CRITICAL
+        arena.words(arena.layout.ring + i * 64 + abi.SLOT_ARGS, 2)[:] = (1, 400 if priority else 401)
+        ring.stage(book, i, i, abi.OP_ATOMIC_ADD, 0, priority)
+    ring.announce(book, count)
+    kernel = cuda.CudaKernel(arena, blocks=2)
+    kernel.start()
+    rows = collect(arena, 0, count)
+    time.sleep(0.1)
+    kernel.close()
+    words = control(arena)
+    assert (rows[:, ring.COLUMN_STATUS] == abi.DONE).all()
+    assert (words[400], words[401]) == (20, 180)
+    served = words[abi.CONTROL_PRIORITY_FAIRNESS_WORD :][:5].tolist()
+    assert served == [180, 0, 0, 0, 20]
+    assert words[abi.CONTROL_STARVATION_WORD] >= 1  # 180 critical slots passed the idle ones over more than 64 times

@@ -28,6 +28,7 @@ KERNEL_THREADS_MAX = 1024
 CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "engine": ("ray", "threads"),
+        "backend": ("auto", "cuda", "cpu"),
         "io_engine": ("auto", "uring", "pread"),
         "io": ("auto", "direct", "buffered"),
         "sqpoll": ("auto", "on", "off"),
@@ -51,6 +52,8 @@ class ScanOptions:
 
     engine: str = "ray"
     """``"ray"``: actors, on one node or many. ``"threads"``: the same loops in this process."""
+    backend: str = "auto"
+    """Where the kernel runs. ``"auto"``: on the GPU where one works and has the operation, else on the CPU."""
     io_engine: str = "auto"
     """``"auto"`` is ``"uring"`` where io_uring is permitted, else ``"pread"`` with a warning."""
     io: str = "auto"

@@ -23,6 +23,7 @@ from uring_actors.errors import PipelineError
 from uring_actors.loop import SLICE_NS, LoopThread
 from uring_actors.megakernel import feed, ring
 from uring_actors.megakernel.cpu import CpuKernel
+from uring_actors.megakernel.cuda import CudaKernel
 from uring_actors.ops.base import Operation, Rows
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import ScanJob
@@ -33,6 +34,8 @@ _COLLECT = 16
 _QUEUE = 8
 """Batches that may wait for the consumer."""
 _CHECK_SECONDS = 0.2
+_GPU_NAP_NS = 20_000
+"""How long settling sleeps between looks at a ring whose kernel can't wake it."""
 _FLUSH_SECONDS = 0.05
 """How long rows may wait for a batch to fill."""
 
@@ -51,12 +54,20 @@ class HostStats:
 class KernelHost:
     """One node's kernel host. ``failure`` is what ended one of its threads, if anything did."""
 
-    def __init__(self, arena: Arena, job: ScanJob, operation: Operation, *, threads: int, spins: int) -> None:
+    def __init__(
+        self, arena: Arena, job: ScanJob, operation: Operation, *, backend: str, threads: int, spins: int
+    ) -> None:
         self._arena = arena
         self._book = arena.address_book()
         self._spins = spins
         self._settler = operation.make_settler(arena, job.geometry.payload)
-        self._kernel = CpuKernel(arena, threads, spins=spins, make_worker=lambda: operation.make_worker(arena))
+        self._kernel: CpuKernel | CudaKernel
+        if backend == "cuda":
+            self._kernel = CudaKernel(arena)
+            self._nap_ns = _GPU_NAP_NS
+        else:
+            self._kernel = CpuKernel(arena, threads, spins=spins, make_worker=lambda: operation.make_worker(arena))
+            self._nap_ns = SLICE_NS
         self._retired = feed.retired_channel(self._book)
         self._mask = arena.layout.channel_records - 1
         self._rows: Rows = np.zeros((_COLLECT, ring.COLUMNS), np.int64)
@@ -109,7 +120,7 @@ class KernelHost:
         return HostStats(settler.files, settler.bytes, settler.matches, len(settler.failures), self._first_row)
 
     def _step(self) -> bool:
-        count = ring.collect(self._book, self._position, self._rows, self._spins, SLICE_NS)
+        count = ring.collect(self._book, self._position, self._rows, self._spins, self._nap_ns, SLICE_NS)
         # After collecting: whoever submitted these slots' files has announced them before.
         while not self._incoming.empty():
             self._settler.expect(self._incoming.get())

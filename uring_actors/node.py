@@ -20,8 +20,9 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.config import ScanOptions, resolve_sqpoll
-from uring_actors.errors import NodeFailed, UringActorsError
+from uring_actors.errors import NodeFailed, OptionError, UringActorsError
 from uring_actors.kernel_host import HostStats, KernelHost
+from uring_actors.megakernel import cuda
 from uring_actors.ops.base import Operation
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher, ScanJob
@@ -29,6 +30,23 @@ from uring_actors.reader import Reader, ReaderStats, choose_io_engine
 from uring_actors.results.errors import Failure
 
 _FEW_CORES = 4
+
+
+def choose_backend(setting: str, operation: Operation) -> tuple[str, str | None]:
+    """Where the kernel runs, ``"cpu"`` or ``"cuda"``, and a note where ``auto`` leaves a GPU unused that is there.
+
+    Raises PipelineError where ``cuda`` is insisted on and no GPU works, OptionError where it lacks the operation.
+    """
+    if setting == "cpu" or (setting == "auto" and not cuda.looks_possible()):
+        return "cpu", None
+    reason = cuda.unavailable()
+    if reason is None and not operation.on_gpu:
+        reason = "the CUDA kernel does not have this operation yet"
+    if reason is None:
+        return "cuda", None
+    if setting == "cuda":
+        raise OptionError(f"backend is cuda, but {reason}", fix="Use backend auto or cpu.")
+    return "cpu", f"the kernel runs on the CPU: {reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +59,7 @@ class NodeSpec:
     devices: tuple[tuple[int, str], ...]
     """(st_dev, name), one reader each."""
     options: ScanOptions
+    backend: str
     io_engine: str
     sqpoll: bool
     kernel_threads: int
@@ -58,6 +77,7 @@ class NodeSpec:
         job = ScanJob.fit(options.slot_bytes, operation.opcode, halo=operation.halo, lead=operation.lead)
         lanes = options.lanes * len(devices)
         layout = ArenaLayout(lanes, options.slots, options.slot_bytes, max(abi.PAGE, options.slot_bytes // 4))
+        backend, why_not = choose_backend(options.backend, operation)
         io_engine, note = choose_io_engine(options.io_engine, options.slots * options.slot_bytes * lanes)
         return cls(
             layout=layout,
@@ -65,11 +85,12 @@ class NodeSpec:
             operation=operation,
             devices=tuple(devices.items()),
             options=options,
+            backend=backend,
             io_engine=io_engine,
             sqpoll=io_engine == "uring" and resolve_sqpoll(cores, lanes, options.sqpoll),
             kernel_threads=options.kernel_threads or cores,
             spins=100 if cores <= _FEW_CORES else 2000,
-            notes=(note,) if note else (),
+            notes=tuple(text for text in (note, why_not) if text),
         )
 
     def lanes_of(self, reader: int) -> range:
@@ -92,7 +113,9 @@ class NodeSpec:
         return Publisher(arena, self.job, spins=self.spins)
 
     def make_host(self, arena: Arena) -> KernelHost:
-        return KernelHost(arena, self.job, self.operation, threads=self.kernel_threads, spins=self.spins)
+        return KernelHost(
+            arena, self.job, self.operation, backend=self.backend, threads=self.kernel_threads, spins=self.spins
+        )
 
     def by_reader(self, files: Sequence[FileEntry]) -> dict[int, list[FileEntry]]:
         """Files with bytes to read, by the reader of their device. Any reader can read a file on a device that was

@@ -51,11 +51,8 @@ class Publisher:
         self._arena = arena
         self._book = arena.address_book()
         self._spins = spins
-        slots = arena.layout.ring_slots
-        self._free = np.arange(slots - 1, -1, -1, dtype=np.int64)
         self._state = np.zeros(feed.FEED_WORDS, np.int64)
-        self._state[feed.FEED_FREE] = slots
-        self._state[feed.FEED_TAIL] = arena.words(arena.layout.state + abi.STATE_TAIL, 1)[0]
+        self._state[[feed.FEED_HEAD, feed.FEED_TAIL]] = arena.words(arena.layout.state + abi.STATE_TAIL, 1)[0]
         self._job = np.zeros(feed.JOB_WORDS, np.int64)
         self._job[feed.JOB_PAYLOAD] = job.geometry.payload
         self._job[feed.JOB_LEAD] = job.geometry.lead
@@ -80,7 +77,7 @@ class Publisher:
         )
 
     def _step(self) -> bool:
-        code = feed.feed(self._book, self._state, self._free, self._job, self._spins, SLICE_NS)
+        code = feed.feed(self._book, self._state, self._job, self._spins, SLICE_NS)
         if code:
             raise PipelineError(f"the publisher stopped: {feed.ERRORS[code]}")
         return True

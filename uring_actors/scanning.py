@@ -155,7 +155,7 @@ class Scan:
             seconds=(self._ended or time.monotonic()) - self._began,
             first_result_seconds=None if done.first_row is None else done.first_row - self._began,
             engine=spec.options.engine,
-            backend="cpu",
+            backend=spec.backend,
             io_engine=spec.io_engine,
             io=self._last.io or spec.options.io,
             sqpoll=spec.sqpoll,

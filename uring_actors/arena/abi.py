@@ -92,6 +92,9 @@ SLOT_EXTENT_ID: Final = 44
 SLOT_OPERATION: Final = 48
 SLOT_FLAGS: Final = 52
 SLOT_ERRNO: Final = 56  # with FLAG_FAILED: why bytes are missing
+# The position that the slot is published at, written after the arguments and before the status. Who fetches the
+# line in pieces (a GPU over PCIe) knows by it that the later pieces are as new as the first.
+SLOT_POSITION: Final = 60
 
 EMPTY: Final = 0
 PUBLISHED: Final = 1

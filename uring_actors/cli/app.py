@@ -91,6 +91,7 @@ def commands() -> None:
     help="Write the matches here; the file appears when the scan has finished.",
 )
 @click.option("--engine", type=_choice("engine"), default=_DEFAULTS.engine, show_default=True)
+@click.option("--backend", type=_choice("backend"), default=_DEFAULTS.backend, show_default=True)
 @click.option("--io-engine", type=_choice("io_engine"), default=_DEFAULTS.io_engine, show_default=True)
 @click.option("--io", type=_choice("io"), default=_DEFAULTS.io, show_default=True)
 @click.option("--sqpoll", type=_choice("sqpoll"), default=_DEFAULTS.sqpoll, show_default=True)

@@ -1,7 +1,9 @@
 """The publisher's loop: lanes' completions into ring slots, retired slots into credits.
 
-``state`` is the publisher's private memory (``FEED_*``), ``free`` the stack of ring slots that it may write, and
-``job`` says what every extent is published as (``JOB_*``).
+``state`` is the publisher's private memory (``FEED_*``); ``job`` says what every extent is published as (``JOB_*``).
+
+The host retires slots in the order in which they were published, so ring slots are used round and round: position p
+has slot ``p & mask``. Readers still go by ``order``; who polls over PCIe may guess the next slot from the position.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from uring_actors.arena.book import (
     BOOK_CHANNEL_MASK,
     BOOK_CHANNELS,
     BOOK_LANES,
+    BOOK_RING_MASK,
     BOOK_SLOTS_PER_LANE,
     BOOK_STATE,
     Book,
@@ -22,7 +25,7 @@ from uring_actors.arena.book import (
 from uring_actors.hot import hot
 from uring_actors.megakernel import ring
 
-FEED_FREE: Final = 0  # ring slots on the stack
+FEED_HEAD: Final = 0  # the position of the oldest slot that has not come back
 FEED_TAIL: Final = 1  # the next position
 FEED_PUBLISHED: Final = 2  # slots published so far
 FEED_RETIRED: Final = 3  # slots that came back
@@ -39,8 +42,10 @@ JOB_WORDS: Final = 8
 
 ERROR_SLOT_BUSY: Final = 1
 ERROR_CREDITS_FULL: Final = 2
+ERROR_OUT_OF_ORDER: Final = 3
 ERRORS: Final = {
-    ERROR_SLOT_BUSY: "a ring slot on the free list was still in flight",
+    ERROR_SLOT_BUSY: "a free ring slot was still in flight",
+    ERROR_OUT_OF_ORDER: "slots were not retired in the order in which they were published",
     ERROR_CREDITS_FULL: "a lane's credits channel was full: a data slot was handed back twice",
 }
 
@@ -70,7 +75,7 @@ def lane_bell(book: Book, lane: int) -> int:
 
 
 @hot
-def take_retired(book: Book, state: Book, free: Book) -> int:
+def take_retired(book: Book, state: Book) -> int:
     """Free every retired ring slot and hand its data slot back to its lane; how many."""
     source, mask = retired_channel(book), book[BOOK_CHANNEL_MASK]
     taken = 0
@@ -79,8 +84,9 @@ def take_retired(book: Book, state: Book, free: Book) -> int:
         if record == 0:
             break
         data_slot = load32(record + abi.RECORD_DATA_SLOT)
-        free[state[FEED_FREE]] = load32(record + abi.RECORD_RING_SLOT)
-        state[FEED_FREE] += 1
+        if load32(record + abi.RECORD_RING_SLOT) != state[FEED_HEAD] & book[BOOK_RING_MASK]:
+            state[FEED_ERROR] = ERROR_OUT_OF_ORDER
+        state[FEED_HEAD] = (state[FEED_HEAD] + 1) & abi.WRAP
         channel.pop(source)
         taken += 1
         if data_slot != abi.NO_DATA_SLOT:
@@ -93,13 +99,18 @@ def take_retired(book: Book, state: Book, free: Book) -> int:
 
 
 @hot
-def publish_record(book: Book, state: Book, free: Book, job: Book, record: int) -> None:
-    """Write one completion record into a free ring slot and stage it."""
-    slot = free[state[FEED_FREE] - 1]
+def room(book: Book, state: Book) -> bool:
+    """Whether there is a free ring slot."""
+    return (state[FEED_TAIL] - state[FEED_HEAD]) & abi.WRAP <= book[BOOK_RING_MASK]
+
+
+@hot
+def publish_record(book: Book, state: Book, job: Book, record: int) -> None:
+    """Write one completion record into the next ring slot, which is free, and stage it."""
+    slot = state[FEED_TAIL] & book[BOOK_RING_MASK]
     if not ring.writable(book, slot):
         state[FEED_ERROR] = ERROR_SLOT_BUSY
         return
-    state[FEED_FREE] -= 1
     nbytes = load32(record + abi.RECORD_BYTES_READ)
     status = load32(record + abi.RECORD_STATUS)
     flags = load32(record + abi.RECORD_FLAGS)
@@ -120,24 +131,24 @@ def publish_record(book: Book, state: Book, free: Book, job: Book, record: int) 
     )
     # Nothing to scan: the slot goes the same way, so that its file is settled in order.
     opcode = job[JOB_OPCODE] if nbytes > 0 else abi.OP_SCAN_NOP
-    ring.stage(book, state[FEED_TAIL], slot, opcode, job[JOB_TENANT])
+    ring.stage(book, state[FEED_TAIL], slot, opcode, job[JOB_TENANT], abi.PRIORITY_NORMAL)
     state[FEED_TAIL] = (state[FEED_TAIL] + 1) & abi.WRAP
     state[FEED_PUBLISHED] += 1
     state[FEED_BYTES] += payload
 
 
 @hot
-def publish_completions(book: Book, state: Book, free: Book, job: Book) -> int:
+def publish_completions(book: Book, state: Book, job: Book) -> int:
     """Publish what the lanes have completed, as far as ring slots are free; how many."""
     mask = book[BOOK_CHANNEL_MASK]
     count = 0
     for lane in range(book[BOOK_LANES]):
         source = completion_channel(book, lane)
-        while state[FEED_FREE] > 0 and state[FEED_ERROR] == 0:
+        while room(book, state) and state[FEED_ERROR] == 0:
             record = channel.peek(source, mask)
             if record == 0:
                 break
-            publish_record(book, state, free, job, record)
+            publish_record(book, state, job, record)
             channel.pop(source)
             count += 1
     if count > 0:
@@ -150,7 +161,7 @@ def has_work(book: Book, state: Book) -> bool:
     """Whether a completion that can be published, or a retired slot, is waiting."""
     if channel.pending(retired_channel(book)) > 0:
         return True
-    if state[FEED_FREE] > 0:
+    if room(book, state):
         for lane in range(book[BOOK_LANES]):
             if channel.pending(completion_channel(book, lane)) > 0:
                 return True
@@ -158,13 +169,13 @@ def has_work(book: Book, state: Book) -> bool:
 
 
 @hot
-def feed(book: Book, state: Book, free: Book, job: Book, spins: int, slice_ns: int) -> int:
+def feed(book: Book, state: Book, job: Book, spins: int, slice_ns: int) -> int:
     """Run for about ``slice_ns``; the error code, 0 if none."""
     my_bell = book[BOOK_STATE] + abi.BELL_PUBLISHER
     deadline = clock_ns() + slice_ns
     spun = 0
     while state[FEED_ERROR] == 0:
-        moved = take_retired(book, state, free) + publish_completions(book, state, free, job)
+        moved = take_retired(book, state) + publish_completions(book, state, job)
         if moved > 0:
             spun = 0
             if clock_ns() >= deadline:

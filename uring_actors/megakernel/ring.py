@@ -76,13 +76,14 @@ def writable(book: Book, slot: int) -> bool:
 
 
 @hot
-def stage(book: Book, position: int, slot: int, opcode: int, tenant: int) -> None:
+def stage(book: Book, position: int, slot: int, opcode: int, tenant: int, priority: int) -> None:
     """Make a slot whose arguments are written PUBLISHED, as number ``position``; ``announce`` shows it."""
     address = slot_address(book, slot)
     store32(address + abi.SLOT_OPCODE, opcode)
     store32(address + abi.SLOT_TENANT, tenant)
-    store32(address + abi.SLOT_PRIORITY, abi.PRIORITY_NORMAL)
+    store32(address + abi.SLOT_PRIORITY, priority)
     store32(book[BOOK_ORDER] + ((position & book[BOOK_RING_MASK]) << 2), slot)
+    store_release(address + abi.SLOT_POSITION, position)
     store_release(address + abi.SLOT_STATUS, abi.PUBLISHED)
 
 
@@ -220,9 +221,10 @@ def describe(book: Book, slot: int, row: Book) -> None:
 
 
 @hot
-def collect(book: Book, position: int, rows: Book, spins: int, slice_ns: int) -> int:
+def collect(book: Book, position: int, rows: Book, spins: int, nap_ns: int, slice_ns: int) -> int:
     """Describe terminal slots from ``position`` on, in publish order, until the next one isn't terminal or ``rows``
-    is full; how many. Waits up to ``slice_ns`` for the first. The slots stay the host's until ``retire``."""
+    is full; how many. Waits up to ``slice_ns`` for the first, sleeping at most ``nap_ns`` at a time (a kernel on a
+    GPU can't ring the bell). The slots stay the host's until ``retire``."""
     host_bell = book[BOOK_STATE] + abi.BELL_HOST
     deadline = clock_ns() + slice_ns
     spun = 0
@@ -238,7 +240,7 @@ def collect(book: Book, position: int, rows: Book, spins: int, slice_ns: int) ->
             if left <= 0 or shutting_down(book):
                 break
             continue
-        bell.sleep(host_bell, key, left)
+        bell.sleep(host_bell, key, min(left, nap_ns))
         spun = 0
     count = 0
     while count < rows.shape[0]:

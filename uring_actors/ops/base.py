@@ -60,6 +60,10 @@ class Operation(Protocol):
         """Whether bytes must stand before the payload."""
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the CUDA kernel has it."""
+
+    @property
     def schema(self) -> pa.Schema: ...
 
     def make_worker(self, arena: Arena) -> Worker | None:

@@ -30,6 +30,7 @@ class Nop:
     opcode: int = abi.OP_SCAN_NOP
     halo: int = 0
     lead: bool = False
+    on_gpu: bool = True
 
     @property
     def schema(self) -> pa.Schema:

@@ -47,6 +47,7 @@ class Match:
 
     opcode = abi.OP_SCAN_MATCH
     lead = True
+    on_gpu = False
     schema = MATCH_SCHEMA
 
     @classmethod
