@@ -33,6 +33,7 @@ def kernel(arena: Arena, blocks: int | None = None) -> Iterator[cuda.CudaKernel]
             raise running.failure
     finally:
         running.close()
+        arena.words(arena.layout.control, 1)[abi.CONTROL_SHUTDOWN_WORD] = 0  # for the next one
 
 
 def fill(arena: Arena) -> None:

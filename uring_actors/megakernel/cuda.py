@@ -30,7 +30,8 @@ from uring_actors.megakernel.protocol import cuda_header
 
 _THREADS = 1024
 _QUEUES = 5
-_DEVICE_WORDS = 40 * 32  # what kernel.cu's D_* use, with room
+_MAILBOX_WORDS = 32
+_MAX_WORKERS = 192  # kernel.cu's
 _REGISTER_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegisterMapped
 _END_SECONDS = 5.0
 
@@ -77,7 +78,8 @@ def unavailable() -> str | None:
 class CudaKernel:
     """The megakernel on the current GPU, over one arena.
 
-    blocks: the grid, scheduler included; default one block for each multiprocessor.
+    blocks: the grid, scheduler included; at most, and by default, one block for each multiprocessor, since all
+    must be resident.
     """
 
     def __init__(self, arena: Arena, *, blocks: int | None = None) -> None:
@@ -86,7 +88,8 @@ class CudaKernel:
             raise PipelineError(f"the kernel can't run on a GPU: {reason}", fix="Use backend='cpu' or 'auto'.")
         self._arena = arena
         self._book = arena.address_book()
-        self._blocks = blocks or cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
+        multiprocessors = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
+        self._blocks = min(blocks or multiprocessors, multiprocessors, _MAX_WORKERS + 1)
         self._memory: list[Any] = []
         self._stream: Any = None
         self._registered = False
@@ -98,22 +101,19 @@ class CudaKernel:
         self._registered = True
         module = cupy.RawModule(code=source(), options=compile_options())
         function = module.get_function("megakernel")
-        device = cupy.zeros(_DEVICE_WORDS, cupy.uint32)
-        queues = cupy.zeros(_QUEUES * layout.ring_slots, cupy.uint32)
-        descriptors = cupy.zeros(layout.ring_slots * 16, cupy.uint32)
-        self._memory = [module, device, queues, descriptors]
-        base = cupy.cuda.runtime.hostGetDevicePointer(self._arena.address, 0)
+        sizes = (_QUEUES * layout.ring_slots, 16 * layout.ring_slots, _MAILBOX_WORDS * self._blocks, self._blocks)
+        memory = [cupy.zeros(size, cupy.uint32) for size in sizes]
+        self._memory = [module, *memory]
+        base = cupy.cuda.runtime.pointerGetAttributes(self._arena.address).devicePointer
         offsets = (layout.control, layout.state, layout.ring, layout.results, layout.data, layout.log)
-        first = int(self._arena.words(layout.state + abi.STATE_TAIL, 1)[0])
+        first = int(self._arena.words(layout.state + abi.STATE_CLAIM, 1)[0])
         arguments = (
             *(np.uint64(base + offset) for offset in offsets),
             np.uint64(layout.result_bytes),
             np.uint64(layout.slot_bytes),
             np.uint32(layout.ring_slots - 1),
             np.uint32(first),
-            device,
-            queues,
-            descriptors,
+            *memory,
         )
         cupy.cuda.runtime.deviceSynchronize()
         self._stream = cupy.cuda.Stream(non_blocking=True)

@@ -1,9 +1,9 @@
 // The megakernel: one launch that serves a ring until SHUTDOWN. Constants (UA_*) are generated from arena/abi.py.
 //
 // Block 0 is the scheduler: one warp, the only one that polls host memory. It reads the lines of the next ring slots
-// over PCIe, copies those that are published into device memory, marks them CLAIMED and puts them into one of five
-// device queues by priority. Every other block is a worker: it takes a slot from the queues, runs the operation with
-// all its threads, and stores DONE or FAULT into the host's slot.
+// over PCIe, copies those that are published into device memory, queues them by priority, and gives each to an idle
+// worker through that worker's mailbox. Every other block is a worker: it runs the operation with all its threads and
+// stores DONE or FAULT into the host's slot. All counters and all choices are the scheduler's, so there are no atomics.
 //
 // Hand-overs, each a release that the next owner acquires:
 //   publisher → scheduler   x86 stores in order: arguments, then the position word (last word of the line's second
@@ -11,34 +11,25 @@
 //                           pieces; it takes the slot only where status says PUBLISHED *and* the position word is the
 //                           one expected, so both halves are new. Then a system fence: the worker's loads of the
 //                           payload come after it.
-//   scheduler → worker      descriptor and queue entry → fence → release of the queue's tail (gpu) → acquire.
+//   scheduler → worker      descriptor → __syncwarp → release of the mailbox's number (gpu) → acquire.
 //   worker → host           results → release of the slot's status (sys) → the host's acquire load.
-// Counters live in device memory, since atomics on host memory are not atomic against the CPU; the scheduler mirrors
-// them to the host. No load of the arena may be cached: it is __ldcv or volatile, never __ldg.
+//   worker → scheduler      release of the worker's report (gpu), after the status → acquire.
+// No load of the arena may be cached: it is __ldcv or volatile, never __ldg.
 
 typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define QUEUES 5
-#define LINE 32            // words between counters, so that each has a cache line
-#define LOOK_AHEAD 8       // slots read at once while there is work; one while there is none
-#define IDLE_LOOKS 16      // idle polls between two looks at SHUTDOWN
+#define LOOK_AHEAD 8         // slots read at once while there is work; one while there is none
+#define IDLE_LOOKS 16        // idle polls between two looks at SHUTDOWN
+#define MIRROR_EVERY 256     // polls between two updates of the host's counters, while there is work
 #define STARVATION_BOUND 64  // how often a queue with work may be passed over before it is served first
+#define MAX_WORKERS 192
 #define NOTHING 0xFFFFFFFFu
-
-// Words of the device's own memory.
-#define D_STOP 0
-#define D_DONE (1 * LINE)
-#define D_CLAIMED (2 * LINE)
-#define D_EPOCH (3 * LINE)
-#define D_STARVED (4 * LINE)
-#define D_LOG (5 * LINE)
-#define D_TAIL(q) ((8 + (q)) * LINE)
-#define D_HEAD(q) ((16 + (q)) * LINE)
-#define D_PASSED(q) ((24 + (q)) * LINE)
-#define D_METRIC(i) (32 * LINE + (i))
-#define D_SERVED(q) (33 * LINE + (q))
+#define MAILBOX_WORDS 32     // a mailbox has a cache line: 16 words of descriptor, then its number
+#define MAILBOX_NUMBER 16
+#define FAULTED 0x80000000u  // in a report, beside the number of the work that is done
 
 struct Arena {  // host memory, as the device maps it
   u32* control;
@@ -51,6 +42,13 @@ struct Arena {  // host memory, as the device maps it
   u64 slot_bytes;
   u32 ring_mask;
   u32 first_position;
+};
+
+struct Device {  // the device's own memory
+  u32* queues;       // QUEUES rings of ring slots, the scheduler's
+  u32* descriptors;  // 16 words for each ring slot, the scheduler's
+  u32* mailboxes;    // MAILBOX_WORDS for each worker: the scheduler writes, the worker reads
+  u32* reports;      // one word for each worker: the number of the work it has done, FAULTED
 };
 
 __device__ __forceinline__ u32 acquire_gpu(const u32* p) {
@@ -69,105 +67,163 @@ __device__ __forceinline__ void volatile_store(u32* p, u32 v) { *(volatile u32*)
 
 // ── scheduler ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-__device__ void schedule(const Arena& arena, u32* device, u32* queues, u32* descriptors) {
-  const u32 lane = threadIdx.x, line = lane >> 2, part = lane & 3;
-  const u32 slots = arena.ring_mask + 1;
-  u32 position = arena.first_position, look = 1, idle = 0, mirrored_done = 0;
-  u32 tail[QUEUES] = {0, 0, 0, 0, 0};
-  for (;;) {
-    u32 slot = (position + line) & arena.ring_mask;
+struct Schedule {  // shared memory of block 0
+  u32 idle[MAX_WORKERS];    // a stack of workers without work
+  u32 given[MAX_WORKERS];   // the number of the last work given to each
+  u32 busy[MAX_WORKERS];    // whether it is still to be reported
+  u32 opcode[MAX_WORKERS];  // of that work
+  u32 head[QUEUES], tail[QUEUES], passed[QUEUES], served[QUEUES];
+  u32 metrics[UA_CONTROL_METRICS_COUNT];
+  u32 idle_count, busy_count, done, epoch, starved, stop;
+};
+
+// Take the reports of workers that are done.
+__device__ void take_reports(Schedule& s, const Device& device, u32 workers) {
+  for (u32 first = 0; first < workers; first += 32) {
+    u32 w = first + threadIdx.x;
+    u32 report = w < workers && s.busy[w] ? acquire_gpu(device.reports + w) : 0;
+    bool done = w < workers && s.busy[w] && (report & ~FAULTED) == s.given[w];
+    u32 all = __ballot_sync(~0u, done);
+    if (done) {
+      u32 opcode = s.opcode[w];
+      s.busy[w] = 0;
+      s.idle[s.idle_count + __popc(all & ((1u << threadIdx.x) - 1))] = w;
+      if (!(report & FAULTED)) {
+        atomicAdd(&s.metrics[opcode & (UA_CONTROL_METRICS_COUNT - 1)], 1);
+        if (opcode == UA_OP_BATCH_FENCE) atomicAdd(&s.epoch, 1);
+        if (opcode == UA_OP_SHUTDOWN) s.stop = 1;
+      }
+    }
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      s.idle_count += __popc(all);
+      s.busy_count -= __popc(all);
+      s.done += __popc(all);
+    }
+    __syncwarp();
+  }
+}
+
+// The queue to serve: one that was passed over too often, else the first with work; NOTHING where there is none.
+__device__ u32 choose(Schedule& s) {
+  u32 first = NOTHING, starving = NOTHING;
+  for (u32 q = 0; q < QUEUES; q++) {
+    if (s.head[q] == s.tail[q]) continue;
+    if (first == NOTHING) first = q;
+    if (starving == NOTHING && s.passed[q] >= STARVATION_BOUND) starving = q;
+  }
+  u32 chosen = starving != NOTHING ? starving : first;
+  if (chosen == NOTHING) return NOTHING;
+  if (threadIdx.x == 0) {
+    if (chosen != first) s.starved++;
+    s.passed[chosen] = 0;
+    s.served[chosen]++;
+    for (u32 q = chosen + 1; q < QUEUES; q++)
+      if (s.head[q] != s.tail[q]) s.passed[q]++;
+  }
+  __syncwarp();
+  return chosen;
+}
+
+// Put one descriptor (word i in lane i, i < 16) into a worker's mailbox.
+__device__ void give(Schedule& s, const Device& device, u32 worker, u32 word) {
+  u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
+  u32 opcode = __shfl_sync(~0u, word, UA_SLOT_OPCODE / 4);
+  if (threadIdx.x < 16) volatile_store(mailbox + threadIdx.x, word);
+  __syncwarp();
+  if (threadIdx.x == 0) {
+    s.opcode[worker] = opcode;
+    s.busy[worker] = 1;
+    s.busy_count++;
+    s.given[worker] = (s.given[worker] + 1) & ~FAULTED;
+    release_gpu(mailbox + MAILBOX_NUMBER, s.given[worker]);
+  }
+  __syncwarp();
+}
+
+// Give queued slots to idle workers.
+__device__ void dispatch(Schedule& s, const Device& device, u32 mask) {
+  while (s.idle_count) {
+    u32 q = choose(s);
+    if (q == NOTHING) return;
+    u32 slot = device.queues[q * (mask + 1) + (s.head[q] & mask)];
+    u32 word = threadIdx.x < 16 ? device.descriptors[(u64)slot * 16 + threadIdx.x] : 0;
+    // Word 0, the status, has told its tale: the worker needs the slot's number.
+    if (threadIdx.x == 0) word = slot;
+    u32 worker = s.idle[s.idle_count - 1];
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      s.head[q]++;
+      s.idle_count--;
+    }
+    __syncwarp();
+    give(s, device, worker, word);
+  }
+}
+
+// Show the counters to the host.
+__device__ void mirror(const Schedule& s, const Arena& arena, u32 position) {
+  u32* control = arena.control;
+  if (threadIdx.x < UA_CONTROL_METRICS_COUNT)
+    volatile_store(control + UA_CONTROL_METRICS_WORD + threadIdx.x, s.metrics[threadIdx.x]);
+  if (threadIdx.x < QUEUES)
+    volatile_store(control + UA_CONTROL_PRIORITY_FAIRNESS_WORD + threadIdx.x, s.served[threadIdx.x]);
+  if (threadIdx.x == 0) {
+    volatile_store(control + UA_CONTROL_EPOCH_WORD, s.epoch);
+    volatile_store(control + UA_CONTROL_STARVATION_WORD, s.starved);
+    volatile_store(arena.state + UA_STATE_CLAIM / 4, position);
+    release_sys(control + UA_CONTROL_DONE_COUNT_WORD, s.done);
+  }
+  __syncwarp();
+}
+
+// Queue the first `count` slots of what the warp has just read.
+__device__ void enqueue(Schedule& s, const Device& device, uint4 words, u32 position, u32 count, u32 mask) {
+  const u32 line = threadIdx.x >> 2, part = threadIdx.x & 3;
+  if (line < count) *((uint4*)(device.descriptors + (u64)((position + line) & mask) * 16) + part) = words;
+  for (u32 k = 0; k < count; k++) {
+    // Lane 4k has the priority; what is out of range waits with the idle ones.
+    u32 q = min(__shfl_sync(~0u, words.w, 4 * k), (u32)QUEUES - 1);
+    if (threadIdx.x == 0) device.queues[q * (mask + 1) + (s.tail[q]++ & mask)] = (position + k) & mask;
+  }
+  __syncwarp();
+}
+
+__device__ void schedule(Schedule& s, const Arena& arena, const Device& device, u32 workers) {
+  const u32 lane = threadIdx.x, line = lane >> 2, part = lane & 3, mask = arena.ring_mask;
+  u32 position = arena.first_position, look = 1, idle = 0, since = 0, mirrored = 0;
+  for (u32 i = lane; i < sizeof(Schedule) / 4; i += 32) ((u32*)&s)[i] = 0;
+  __syncwarp();
+  for (u32 w = lane; w < workers; w += 32) s.idle[w] = w;
+  if (lane == 0) s.idle_count = workers;
+  __syncwarp();
+  while (!s.stop) {
     uint4 words = make_uint4(0, 0, 0, 0);
-    if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)slot * 16) + part);
+    if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)((position + line) & mask) * 16) + part);
+    if (s.busy_count) take_reports(s, device, workers);  // while the line is on its way
     u32 status_ok = __ballot_sync(~0u, part == 0 && words.x == UA_PUBLISHED);
     u32 place_ok = __ballot_sync(~0u, part == 3 && words.w == position + line);
     u32 count = 0;
     while (count < look && (status_ok >> (4 * count) & 1) && (place_ok >> (4 * count + 3) & 1)) count++;
     if (count) {
-      if (line < count) {
-        *((uint4*)(descriptors + (u64)slot * 16) + part) = words;
-        if (part == 0) volatile_store(arena.ring + (u64)slot * 16, UA_CLAIMED);
-      }
       __threadfence_system();
-      __syncwarp();
-      for (u32 k = 0; k < count; k++) {
-        // Lane 4k has the priority; what is out of range waits with the idle ones.
-        u32 q = min(__shfl_sync(~0u, words.w, 4 * k), (u32)QUEUES - 1);
-        u32 which = (position + k) & arena.ring_mask;
-        if (lane == 0) {
-          queues[q * slots + (tail[q] & arena.ring_mask)] = which;
-          release_gpu(device + D_TAIL(q), ++tail[q]);
-        }
-      }
+      enqueue(s, device, words, position, count, mask);
       position += count;
-      idle = 0;
-      if (lane == 0) volatile_store(arena.state + UA_STATE_CLAIM / 4, position);
-    } else {
-      idle++;
     }
+    dispatch(s, device, mask);
+    idle = count ? 0 : idle + 1;
     look = count ? LOOK_AHEAD : 1;
-    u32 done = 0, stop = 0;
-    if (lane == 0) {
-      done = volatile_load(device + D_DONE);
-      stop = volatile_load(device + D_STOP);
-      if (!count && idle % IDLE_LOOKS == 0) stop |= volatile_load(arena.control + UA_CONTROL_SHUTDOWN_WORD);
-      if (done != mirrored_done) {
-        volatile_store(arena.control + UA_CONTROL_DONE_COUNT_WORD, done);
-        for (u32 i = 0; i < UA_CONTROL_METRICS_COUNT; i++)
-          volatile_store(arena.control + UA_CONTROL_METRICS_WORD + i, volatile_load(device + D_METRIC(i)));
-        volatile_store(arena.control + UA_CONTROL_EPOCH_WORD, volatile_load(device + D_EPOCH));
-        volatile_store(arena.control + UA_CONTROL_STARVATION_WORD, volatile_load(device + D_STARVED));
-        for (u32 q = 0; q < QUEUES; q++)
-          volatile_store(arena.control + UA_CONTROL_PRIORITY_FAIRNESS_WORD + q, volatile_load(device + D_SERVED(q)));
-        mirrored_done = done;
-      }
+    if (mirrored != s.done && (++since >= MIRROR_EVERY || idle > 2)) {
+      mirrored = s.done;
+      since = 0;
+      mirror(s, arena, position);
     }
-    if (__shfl_sync(~0u, stop, 0)) {
-      if (lane == 0) release_gpu(device + D_STOP, 1);
-      return;
-    }
+    if (idle % IDLE_LOOKS == 1 && lane == 0 && volatile_load(arena.control + UA_CONTROL_SHUTDOWN_WORD)) s.stop = 1;
+    __syncwarp();
   }
-}
-
-// ── workers: taking a slot ───────────────────────────────────────────────────────────────────────────────────────
-
-// Take the oldest slot of queue q, if there is one. One thread.
-__device__ u32 take_from(u32* device, const u32* queues, u32 q, u32 mask) {
-  for (;;) {
-    u32 head = volatile_load(device + D_HEAD(q));
-    if (head == acquire_gpu(device + D_TAIL(q))) return NOTHING;
-    // Read before the swap: while the head has this value, the entry is neither taken nor written again.
-    u32 slot = volatile_load(queues + q * (mask + 1) + (head & mask));
-    if (atomicCAS(device + D_HEAD(q), head, head + 1) == head) return slot;
-  }
-}
-
-__device__ bool waiting(u32* device, u32 q) {
-  return volatile_load(device + D_HEAD(q)) != volatile_load(device + D_TAIL(q));
-}
-
-// The next slot by priority, but a queue that has been passed over too often first. NOTHING when stopping.
-__device__ u32 take(u32* device, const u32* queues, u32 mask) {
-  for (;;) {
-    for (u32 q = 1; q < QUEUES; q++) {
-      if (volatile_load(device + D_PASSED(q)) < STARVATION_BOUND) continue;
-      atomicExch(device + D_PASSED(q), 0);
-      u32 slot = take_from(device, queues, q, mask);
-      if (slot == NOTHING) continue;
-      atomicAdd(device + D_STARVED, 1);
-      atomicAdd(device + D_SERVED(q), 1);
-      return slot;
-    }
-    for (u32 q = 0; q < QUEUES; q++) {
-      u32 slot = take_from(device, queues, q, mask);
-      if (slot == NOTHING) continue;
-      for (u32 lower = q + 1; lower < QUEUES; lower++)
-        if (waiting(device, lower)) atomicAdd(device + D_PASSED(lower), 1);
-      atomicAdd(device + D_SERVED(q), 1);
-      return slot;
-    }
-    if (acquire_gpu(device + D_STOP)) return NOTHING;
-    __nanosleep(40);
-  }
+  while (s.busy_count) take_reports(s, device, workers);
+  mirror(s, arena, position);
+  for (u32 w = 0; w < workers; w++) give(s, device, w, NOTHING);
 }
 
 // ── operations ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,7 +270,7 @@ __device__ void touch(const u8* payload, u32 bytes, u8* result) {
 }
 
 // Operations on control words: one thread. FAULT where an index is out of range.
-__device__ u32 control_operation(const Arena& arena, u32* device, u32 opcode, const u32* a) {
+__device__ u32 control_operation(const Arena& arena, u32 opcode, const u32* a) {
   const u32 words = UA_CONTROL_WORDS, observables = UA_CONTROL_WORDS - UA_CONTROL_OBSERVABLE_WORD;
   switch (opcode) {
     case UA_OP_NOP:
@@ -237,12 +293,8 @@ __device__ u32 control_operation(const Arena& arena, u32* device, u32 opcode, co
       atomicCAS(arena.control + a[2], a[0], a[1]);
       return UA_DONE;
     case UA_OP_BATCH_FENCE:
-      __threadfence_system();
-      atomicAdd(device + D_EPOCH, 1);
-      return UA_DONE;
     case UA_OP_SHUTDOWN:
-      release_gpu(device + D_STOP, 1);
-      return UA_DONE;
+      return UA_DONE;  // the rest is the scheduler's, when it is reported
     default:
       return UA_FAULT;
   }
@@ -254,49 +306,52 @@ __device__ bool permitted(const Arena& arena, u32 tenant) {
 
 // ── worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-__device__ void work(const Arena& arena, u32* device, const u32* queues, const u32* descriptors) {
-  __shared__ u32 slot_, allowed_, descriptor[16];
+__device__ void work(const Arena& arena, const Device& device, u32 worker) {
+  __shared__ u32 descriptor[16], allowed;
+  const u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
+  u32 number = 0;
   for (;;) {
     if (threadIdx.x < 32) {
-      u32 slot = 0;
-      if (threadIdx.x == 0) slot = take(device, queues, arena.ring_mask);
-      slot = __shfl_sync(~0u, slot, 0);
-      u32 word = 0;
-      if (slot != NOTHING && threadIdx.x < 16)
-        word = volatile_load(descriptors + (u64)slot * 16 + threadIdx.x);
-      if (threadIdx.x < 16) descriptor[threadIdx.x] = word;
-      if (threadIdx.x == 0) slot_ = slot;
-      if (threadIdx.x == UA_SLOT_TENANT / 4) allowed_ = slot != NOTHING && permitted(arena, word);
+      u32 seen = number;
+      if (threadIdx.x == 0)
+        while ((seen = acquire_gpu(mailbox + MAILBOX_NUMBER)) == number) __nanosleep(20);
+      number = __shfl_sync(~0u, seen, 0);
+      if (threadIdx.x < 16) descriptor[threadIdx.x] = volatile_load(mailbox + threadIdx.x);
     }
     __syncthreads();
-    u32 slot = slot_;
+    const u32 slot = descriptor[0], opcode = descriptor[UA_SLOT_OPCODE / 4];
     if (slot == NOTHING) return;
-    u32 opcode = descriptor[UA_SLOT_OPCODE / 4], status = UA_DONE;
-    if (!allowed_) {
-      status = UA_FAULT;
-    } else if (opcode == UA_OP_SCAN_TOUCH) {
+    u32* home = arena.ring + (u64)slot * 16;
+    u32 status = UA_DONE;
+    if (threadIdx.x == 0) volatile_store(home, UA_CLAIMED);
+    // The mask lies in host memory. A scan has no effect but its result, so it need not wait for the answer.
+    if (threadIdx.x == 32) allowed = permitted(arena, descriptor[UA_SLOT_TENANT / 4]);
+    if (opcode == UA_OP_SCAN_TOUCH) {
       u64 where = descriptor[UA_SLOT_DATA_SLOT / 4];
       touch(arena.data + where * arena.slot_bytes + descriptor[UA_SLOT_PAYLOAD_OFFSET / 4],
             descriptor[UA_SLOT_PAYLOAD_BYTES / 4], arena.results + where * arena.result_bytes);
-    } else if (threadIdx.x == 0) {
-      status = control_operation(arena, device, opcode, descriptor + UA_SLOT_ARGS / 4);
+      if (threadIdx.x == 0 && !allowed) status = UA_FAULT;
+    } else {
+      __syncthreads();
+      if (threadIdx.x == 0)
+        status = allowed ? control_operation(arena, opcode, descriptor + UA_SLOT_ARGS / 4) : UA_FAULT;
     }
     if (threadIdx.x == 0) {
-      if (status == UA_DONE) atomicAdd(device + D_METRIC(opcode & (UA_CONTROL_METRICS_COUNT - 1)), 1);
-      release_sys(arena.ring + (u64)slot * 16, status);
-      __threadfence();
-      atomicAdd(device + D_DONE, 1);
+      release_sys(home, status);
+      release_gpu(device.reports + worker, status == UA_DONE ? number : number | FAULTED);
     }
-    __syncthreads();  // nobody may overwrite slot_ and descriptor while others read them
+    __syncthreads();  // nobody may overwrite the descriptor while others read it
   }
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
 megakernel(u32* control, u32* state, u32* ring, u8* results, u8* data, u32* log, u64 result_bytes, u64 slot_bytes,
-           u32 ring_mask, u32 first_position, u32* device, u32* queues, u32* descriptors) {
+           u32 ring_mask, u32 first_position, u32* queues, u32* descriptors, u32* mailboxes, u32* reports) {
+  __shared__ Schedule scheduling;
   const Arena arena = {control, state, ring, results, data, log, result_bytes, slot_bytes, ring_mask, first_position};
+  const Device device = {queues, descriptors, mailboxes, reports};
   if (blockIdx.x > 0)
-    work(arena, device, queues, descriptors);
+    work(arena, device, blockIdx.x - 1);
   else if (threadIdx.x < 32)
-    schedule(arena, device, queues, descriptors);
+    schedule(scheduling, arena, device, gridDim.x - 1);
 }
