@@ -177,6 +177,42 @@ __device__ void mirror(const Schedule& s, const Arena& arena, u32 position) {
   __syncwarp();
 }
 
+// Word i (in lane i < 16) of the line that the warp has read as number k: four words in each of four lanes.
+__device__ u32 word_of_line(uint4 words, u32 k) {
+  const u32 from = 4 * k + (threadIdx.x >> 2 & 3);
+  u32 x = __shfl_sync(~0u, words.x, from), y = __shfl_sync(~0u, words.y, from);
+  u32 z = __shfl_sync(~0u, words.z, from), w = __shfl_sync(~0u, words.w, from);
+  switch (threadIdx.x & 3) {
+    case 0: return x;
+    case 1: return y;
+    case 2: return z;
+    default: return w;
+  }
+}
+
+// Give what the warp has just read straight to idle workers, while nothing is queued before it; how many.
+__device__ u32 give_fresh(Schedule& s, const Device& device, uint4 words, u32 position, u32 count, u32 mask) {
+  for (u32 q = 0; q < QUEUES; q++)
+    if (s.head[q] != s.tail[q]) return 0;
+  u32 given = 0;
+  // Only where all find a worker: otherwise they are sorted by priority first.
+  if (count > s.idle_count) return 0;
+  for (; given < count; given++) {
+    u32 word = word_of_line(words, given);
+    u32 q = min(__shfl_sync(~0u, word, UA_SLOT_PRIORITY / 4), (u32)QUEUES - 1);
+    u32 worker = s.idle[s.idle_count - 1];
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      s.idle_count--;
+      s.served[q]++;
+      word = (position + given) & mask;  // in place of the status
+    }
+    __syncwarp();
+    give(s, device, worker, word);
+  }
+  return given;
+}
+
 // Queue the first `count` slots of what the warp has just read.
 __device__ void enqueue(Schedule& s, const Device& device, uint4 words, u32 position, u32 count, u32 mask) {
   const u32 line = threadIdx.x >> 2, part = threadIdx.x & 3;
@@ -207,7 +243,7 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
     while (count < look && (status_ok >> (4 * count) & 1) && (place_ok >> (4 * count + 3) & 1)) count++;
     if (count) {
       __threadfence_system();
-      enqueue(s, device, words, position, count, mask);
+      if (!give_fresh(s, device, words, position, count, mask)) enqueue(s, device, words, position, count, mask);
       position += count;
     }
     dispatch(s, device, mask);
@@ -314,7 +350,7 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
     if (threadIdx.x < 32) {
       u32 seen = number;
       if (threadIdx.x == 0)
-        while ((seen = acquire_gpu(mailbox + MAILBOX_NUMBER)) == number) __nanosleep(20);
+        while ((seen = acquire_gpu(mailbox + MAILBOX_NUMBER)) == number) {}
       number = __shfl_sync(~0u, seen, 0);
       if (threadIdx.x < 16) descriptor[threadIdx.x] = volatile_load(mailbox + threadIdx.x);
     }
