@@ -20,8 +20,9 @@ import uring_actors as ua
 from uring_actors.megakernel import cuda
 
 
-def make_files(directory: Path, gib: int) -> list[Path]:
-    """One-GiB files, in the page cache when this returns."""
+def make_files(directory: Path, gib: int, links: int) -> list[Path]:
+    """One-GiB files, in the page cache when this returns, each under ``links`` names: a scan must be long beside its
+    start and end, and memory is not endless."""
     block = np.random.default_rng(3).integers(0, 256, 64 << 20, np.uint8).tobytes()
     paths = []
     for i in range(gib):
@@ -30,11 +31,14 @@ def make_files(directory: Path, gib: int) -> list[Path]:
             for _ in range(16):
                 file.write(block)
         paths.append(path)
+        for k in range(1, links):
+            paths.append(directory / f"{i}.{k}.bin")
+            os.link(path, paths[-1])
     return paths
 
 
 def scan_gb_per_s(directory: Path, **options: object) -> tuple[float, int]:
-    """From the first row back to the start of reading is not visible from outside: the whole scan, start-up excluded."""
+    """A whole scan, its end included and its start-up excluded; and the sum of all bytes."""
     scan = ua.scan(directory, operation="touch", backend="cuda", io="buffered", **options)
     began = time.perf_counter()
     table = scan.to_table()
@@ -63,6 +67,7 @@ def kvikio_gb_per_s(paths: list[Path], threads: int) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=int, default=8)
+    parser.add_argument("--links", type=int, default=6)
     parser.add_argument("--directory", default=None)
     parser.add_argument("--engine", default="threads")
     options = parser.parse_args()
@@ -72,7 +77,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         directory = Path(name)
-        paths = make_files(directory, options.gib)
+        paths = make_files(directory, options.gib, options.links)
         right = {scan_gb_per_s(directory, engine=options.engine, lanes=1)[1]}
         for threads in (1, cores // 2, cores):
             rates = [kvikio_gb_per_s(paths, threads) for _ in range(3)]
@@ -81,8 +86,8 @@ def main() -> None:
                 break
             print(f"KvikIO, compat mode, {threads} threads: " + ", ".join(f"{rate:.1f}" for rate in rates) + " GB/s")
         for slot_bytes in (256 << 10, 1 << 20, 4 << 20):
-            for lanes in (1, 2, 4, 6, 8, 10, 12):
-                slots = max(8, (32 << 20) // slot_bytes)
+            for lanes in (1, 4, 8, 12):
+                slots = max(4, (16 << 20) // slot_bytes)
                 runs = [
                     scan_gb_per_s(
                         directory,

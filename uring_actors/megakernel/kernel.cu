@@ -114,6 +114,7 @@ __device__ u32 choose(Schedule& s) {
   }
   u32 chosen = starving != NOTHING ? starving : first;
   if (chosen == NOTHING) return NOTHING;
+  __syncwarp();  // every lane has read what lane 0 changes now
   if (threadIdx.x == 0) {
     if (chosen != first) s.starved++;
     s.passed[chosen] = 0;
@@ -197,6 +198,7 @@ __device__ u32 give_fresh(Schedule& s, const Device& device, uint4 words, u32 po
   u32 given = 0;
   // Only where all find a worker: otherwise they are sorted by priority first.
   if (count > s.idle_count) return 0;
+  __syncwarp();
   for (; given < count; given++) {
     u32 word = word_of_line(words, given);
     u32 q = min(__shfl_sync(~0u, word, UA_SLOT_PRIORITY / 4), (u32)QUEUES - 1);
