@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PATTERNS := -e 'AKIA[0-9A-Z]{16}' -e 'gh[pousr]_[A-Za-z0-9]{36}' -e 'def test_[a-z]+_?unicode' -F 'BEGIN RSA PRIVATE KEY'
+PATTERNS := -e 'AKIA[0-9A-Z]{16}' -e 'gh[pousr]_[A-Za-z0-9]{36}' -e 'https?://bugs\.python\.org/issue[0-9]{5}' -F 'BEGIN RSA PRIVATE KEY'
 
 .PHONY: demo test slow bench clean
 

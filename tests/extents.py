@@ -145,14 +145,17 @@ class Cut:
 
     def extent(self, start: int) -> Any:
         """Confirm the extent at ``start``, from a slot with rubbish around what a reader would have read."""
-        data, halo = self.data, self.plans.halo + self.rng.randrange(3)
+        data, halo = self.data, self.plans.halo + self.rng.choice((0, 0, 1, 2))
         stop = min(len(data), start + self.payload)
         end = min(len(data), stop + halo)
         before = self.rng.choice((1, 8))
         lead = data[max(0, start - 1) : start].rjust(before, b"q")
         slot = bytearray(lead + data[start:end] + b"zz\n")
         hits = [(i, e - start) for i, s, e in self.candidates if s >= start - 1 and e <= end]
+        dense = self.rng.random() < 0.3
         for p in self.noisy:
+            if dense:
+                hits += [(p.index, e) for e in range(end - start + 1)]
             hits += [(p.index, self.rng.randint(0, end - start)) for _ in range(self.rng.randrange(4))]
         self.rng.shuffle(hits)
         patterns, ends = np.array([h[0] for h in hits], np.int32), np.array([h[1] for h in hits], np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import re2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uring_actors.ops.match import planset
@@ -21,6 +21,7 @@ from uring_actors.ops.match.newlines import (
 texts = st.lists(st.sampled_from([b"\n", b"a", b"\x0b", b"\x8a", b"\x00" * 9, b"\xff"]), max_size=80).map(b"".join)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(text=texts, low=st.integers(0, 20), cut=st.integers(0, 20))
 def test_counting_and_finding(text: bytes, low: int, cut: int) -> None:
     low, high = min(low, len(text)), max(min(low, len(text)), len(text) - cut)
@@ -30,6 +31,7 @@ def test_counting_and_finding(text: bytes, low: int, cut: int) -> None:
     assert first_newline(array, low, high) == text.find(b"\n", low, high)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(text=texts, places=st.lists(st.integers(0, 80), max_size=9), begin=st.integers(0, 5))
 def test_marks(text: bytes, places: list[int], begin: int) -> None:
     begin = min(begin, len(text))

@@ -193,6 +193,21 @@ def test_at_every_border(kind: str, sample: str) -> None:
         settles(KINDS[kind], SAMPLES[sample], payload, payload)
 
 
+@pytest.mark.parametrize("index", range(len(BOUNDED)))
+def test_each_with_the_halo_that_it_needs(index: int) -> None:
+    """Alone, so that no wider pattern lends it bytes."""
+    for payload in (1, 2, 3, 5, 8, 13):
+        for sample in ("words", "a's", "ab"):
+            settles([BOUNDED[index]], SAMPLES[sample], payload, payload)
+            settles([SLOT[index]], SAMPLES[sample], payload, payload)
+
+
+def test_a_candidate_too_early_does_not_accept_a_match_cut_short() -> None:
+    data = b"x" * 5 + b"a" * 5 + b"x" * 5 + b"aaab" * 3
+    for seed in range(40):
+        settles([BOUNDED[2]], data, 64, seed)
+
+
 def test_chains_that_never_meet_are_searched_again_once() -> None:
     data = b"a" * 100_001
     reader = Memory(data)
@@ -253,6 +268,16 @@ def test_a_failure_that_passes_loses_only_lines() -> None:
     rows, faults = Cut(plans, data, 16, random.Random(0)).settle(unread=[2])
     assert [r[:3] for r in rows] == [r[:3] for r in expected(plans, data)]
     assert len(faults) == 1
+
+
+@pytest.mark.parametrize("pattern", [LINE[4], FILE[0]])
+def test_a_match_whose_candidate_lies_in_a_hole_is_not_lost_silently(pattern: PatternPlan) -> None:
+    data = b"xx\na  foob"
+    for seed in range(20):  # with and without a false candidate before the hole
+        cut = Cut([pattern], data, 5, random.Random(seed))
+        rows, faults = cut.settle(lambda: Memory(data, [(5, 10)]), unread=[1])
+        assert rows == []
+        assert any(f.pattern == pattern.index and f.since <= 4 for f in faults)
 
 
 def test_a_file_cut_short_while_it_is_settled() -> None:

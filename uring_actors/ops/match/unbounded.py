@@ -325,8 +325,8 @@ class PrefixSearch:
                     self._linear = FileSearch(self._pattern, self._window, self.at)
                     self._linear.learn(self._ends)
                     return
-        # What may start at or after the frontier waits: a later candidate may allow an earlier start.
-        self._ends = self._ends[np.searchsorted(self._ends, frontier + plan.candidate_min) :]
+        # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
+        self._ends = NO_INTS
 
     def _attempt(self, start: int) -> Found | None:
         """The match that starts at ``start``."""

@@ -1,0 +1,67 @@
+"""Every command and example in the README and docs/ runs, and prints what the page says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"<!-- run: tests/test_docs\.py -->\n```(console|python)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def run_console(block: str, directory: Path) -> None:
+    """Each ``$ command`` prints the lines that follow it."""
+    for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, _, wanted = step.partition("\n")
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=directory, env=environment(), capture_output=True, text=True, timeout=120
+        )
+        assert sorted(done.stdout.splitlines()) == sorted(wanted.splitlines()), f"{command}\n{done.stderr}"
+
+
+def run_python(block: str, directory: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(page: Path, tmp_path: Path) -> None:
+    for language, block in BLOCK.findall(page.read_text()):
+        (run_console if language == "console" else run_python)(block, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_example_is_marked_to_run() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        assert len(re.findall(r"^```(?:console|python)$", text, re.MULTILINE)) == len(BLOCK.findall(text)), page
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert named
+    assert set(named) <= set(targets)
