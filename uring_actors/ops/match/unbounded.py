@@ -311,6 +311,8 @@ class PrefixSearch:
             self.at = self._linear.at
 
     def _try_starts(self, frontier: int, out: list[Found]) -> None:
+        if not len(self._ends):
+            return
         plan = self._pattern.plan
         for end in self._ends.tolist():
             start = max(self.at, end - plan.candidate_max)
