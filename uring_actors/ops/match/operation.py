@@ -38,6 +38,9 @@ from uring_actors.results.schema import MATCH_SCHEMA, MatchBatches
 
 _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
+_FEW = 32
+"""Candidates up to which plain Python is faster than NumPy."""
+_HIT = struct.Struct("=IIII")
 _HEAD = struct.Struct("=IIII")
 """A result block's first words: count, overflow, newlines in the payload, offset of the last one."""
 Hits = np.ndarray[Any, np.dtype[np.uint32]]
@@ -116,7 +119,11 @@ class MatchWorker:
         overflow = count > self._capacity
         block = self._results + data_slot * self._result_bytes
         _HEAD.pack_into(self._view, block, count, overflow, newlines, newline)
-        if not count:
+        if count <= _FEW and not overflow:
+            at = block + abi.RESULT_HITS
+            for pattern, end in found:
+                _HIT.pack_into(self._view, at, pattern, abi.HIT_NO_START, end - lead, 0)
+                at += abi.HIT_BYTES
             return
         hits: Hits
         if overflow:
