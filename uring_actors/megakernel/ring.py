@@ -180,7 +180,9 @@ COLUMN_ERRNO = 11
 COLUMN_HIT_COUNT = 12
 COLUMN_OVERFLOW = 13
 COLUMN_VALUE = 14
-COLUMNS = 15
+COLUMN_NEWLINES = 15
+COLUMN_LAST_NEWLINE = 16  # offset in the payload, or −1
+COLUMNS = 17
 
 
 @hot
@@ -212,12 +214,17 @@ def describe(book: Book, slot: int, row: Book) -> None:
     row[COLUMN_HIT_COUNT] = 0
     row[COLUMN_OVERFLOW] = 0
     row[COLUMN_VALUE] = 0
+    row[COLUMN_NEWLINES] = 0
+    row[COLUMN_LAST_NEWLINE] = -1
     # Only an operation that reads bytes leaves a result; the block of a NOP holds what an earlier slot left.
     if row[COLUMN_STATUS] == abi.DONE and row[COLUMN_OPCODE] != abi.OP_SCAN_NOP:
         result = result_address(book, row[COLUMN_DATA_SLOT])
         row[COLUMN_HIT_COUNT] = load32(result + abi.RESULT_COUNT)
         row[COLUMN_OVERFLOW] = load32(result + abi.RESULT_OVERFLOW)
         row[COLUMN_VALUE] = load64(result + abi.RESULT_VALUES)
+        row[COLUMN_NEWLINES] = load32(result + abi.RESULT_NEWLINES)
+        if row[COLUMN_NEWLINES] != 0:
+            row[COLUMN_LAST_NEWLINE] = load32(result + abi.RESULT_LAST_NEWLINE)
 
 
 @hot

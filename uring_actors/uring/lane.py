@@ -44,6 +44,7 @@ from uring_actors.uring.work import (
     BROKEN,
     C_DIRECT,
     C_FIXED_FILE,
+    C_JOBS,
     C_REGISTERED,
     C_SUBMITTED,
     C_SUBMITTED_BYTES,
@@ -273,6 +274,7 @@ def more_to_begin(state: Words) -> bool:
 @hot
 def run_uring(state: Words, reads: Words, jobs: Words, counters: Words, until_ns: int) -> int:
     """One slice: SLICE_OVER, ENDED, −errno, or what is broken."""
+    jobs_done = -1
     while clock_ns() < until_ns:
         stop = load_acquire(state[STOP])
         code = take_credits(state, reads)
@@ -298,7 +300,9 @@ def run_uring(state: Words, reads: Words, jobs: Words, counters: Words, until_ns
             return code
         if code > 0:
             bell.ring(state[PUBLISHER_BELL], 1)
-            bell.ring(state[OUTBOX_BELL], 1)
+            if counters[C_JOBS] != jobs_done:  # the opener runs in Python: not for every extent
+                jobs_done = counters[C_JOBS]
+                bell.ring(state[OUTBOX_BELL], 1)
     if load_acquire(state[CQ_OVERFLOW]) != 0:
         return OVERFLOW
     if state[QUEUED] + state[HELD] != state[READING]:

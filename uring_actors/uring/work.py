@@ -682,8 +682,9 @@ class Lane:
             OUTBOX_BELL: done_bell,
             STOP: self._stop,
             SPIN: spin,
-            # Small enough that a consumer begins while later reads are still being copied from the page cache.
-            BATCH: max(1, min(32, (1 << 20) // self.geometry.payload)),
+            # Small enough that consumers begin while later reads are still being copied from the page cache, large
+            # enough that waking them costs little: on two cores 4 MiB took 15 % less CPU time than 1 MiB.
+            BATCH: max(1, min(32, (4 << 20) // self.geometry.payload, layout.slots_per_lane // 4)),
             DEPTH: self.depth,
             CURRENT: -1,
             FREE: 0,

@@ -126,21 +126,28 @@ Spans = tuple[Ints, Ints, Ints]
 """Pattern, start, end: relative to the payload."""
 
 
-def mark(text: Bytes, origin: int, payload: int, spans: Spans, offset: int) -> tuple[Marked, int, int]:
+def mark(
+    text: Bytes, origin: int, payload: int, spans: Spans, offset: int, newlines: int = -1, newline: int = NO_NEWLINE
+) -> tuple[Marked, int, int]:
     """Spans as rows, with their bytes and newlines; and the payload's newlines and the last one's offset.
 
-    ``text[origin:origin + payload]`` is the payload, at ``offset`` in the file.
+    ``text[origin:origin + payload]`` is the payload, at ``offset`` in the file. ``newlines``, ``newline``: as of
+    ``Confirmer.confirm``.
     """
     order = in_order(spans[1], spans[0])
     pattern, start, end = (part[order] for part in spans)
     counts = np.empty(len(start), np.int64)
     lasts = np.empty(len(start), np.int64)
-    total, last = _mark(text, origin, origin + payload, start + origin, counts, lasts)
+    if newlines < 0:
+        newlines, newline = _mark(text, origin, origin + payload, start + origin, counts, lasts)
+        newline -= origin
+    elif len(start):  # behind the last match nothing is left to count
+        _mark(text, origin, origin + int(start[-1]), start + origin, counts, lasts)
     offsets, data = copy_ranges(text, start + origin, end + origin)
     shift = offset - origin
-    newline = np.where(lasts >= 0, lasts + shift, NO_NEWLINE)
-    marked = Marked(pattern.astype(np.int32), start + offset, end + offset, counts, newline, offsets, data)
-    return marked, total, last + shift if last >= 0 else NO_NEWLINE
+    before = np.where(lasts >= 0, lasts + shift, NO_NEWLINE)
+    marked = Marked(pattern.astype(np.int32), start + offset, end + offset, counts, before, offsets, data)
+    return marked, newlines, newline + offset if newlines else NO_NEWLINE
 
 
 def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
@@ -227,7 +234,7 @@ class Confirmer:
         first = at - 1 if offset else at
         assert first >= 0, "no byte of context before the payload"
         view = memoryview(slot)[first : at + payload + after]
-        return self._confirm(view, at - first, payload, offset, patterns, ends)
+        return self._confirm(view, at - first, payload, offset, patterns, ends, newlines, newline)
 
     def _confirm(
         self,
@@ -237,6 +244,8 @@ class Confirmer:
         offset: int,
         patterns: NDArray[np.int32] | None,
         ends: Ints | None,
+        known_newlines: int,
+        known_newline: int,
     ) -> ExtentMatches:
         literals: Spans = (NO_INTS, NO_INTS, NO_INTS)
         rest = NO_INTS
@@ -244,7 +253,12 @@ class Confirmer:
             literals, rest = self._sort(patterns, ends, payload)
         chains, candidates = self._chains(view, at, payload, rest)
         spans = _join(literals, chains)
-        marked, newlines, newline = mark(as_bytes(view), at, payload, spans, offset)
+        if known_newlines >= 0 and not len(spans[0]):  # false candidates, or unbounded patterns' only
+            marked, newlines = NO_MARKED, known_newlines
+            newline = known_newline + offset if newlines else NO_NEWLINE
+        else:
+            text = as_bytes(view)
+            marked, newlines, newline = mark(text, at, payload, spans, offset, known_newlines, known_newline)
         return ExtentMatches(
             offset,
             offset + payload,
@@ -270,18 +284,22 @@ class Confirmer:
         chains = [(p.plan.index, _slot_chain(p, view, at, payload)) for p in self._plans.in_slot]
         if not len(rest):
             return chains, rest
-        which = rest >> _END_BITS
-        borders = np.flatnonzero(np.diff(which)) + 1
+        # By pattern. Most extents have a few candidates: np.split and its like take longer than all the rest.
         unbounded = []
-        for keys in np.split(rest, borders):
-            index = int(keys[0] >> _END_BITS)
+        stop = 0
+        while stop < len(rest):
+            start, index = stop, int(rest[stop] >> _END_BITS)
+            stop = int(np.searchsorted(rest, (index + 1) << _END_BITS))
+            keys = rest[start:stop]
             pattern = self._plans.bounded.get(index)
             if pattern is None:
                 unbounded.append(keys)
             else:
                 ends = (keys & _END_MASK).tolist()
                 chains.append((index, _bounded_chain(pattern, view, at, payload, ends)))
-        return chains, np.concatenate(unbounded) if unbounded else NO_INTS
+        return chains, NO_INTS if not unbounded else unbounded[0] if len(unbounded) == 1 else np.concatenate(
+            unbounded
+        )
 
 
 def _join(literals: Spans, chains: list[tuple[int, list[int]]]) -> Spans:

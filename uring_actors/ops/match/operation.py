@@ -9,6 +9,7 @@ process, so nothing is lost and nothing is scanned twice.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ from uring_actors.ops.base import Settler, extents, fault_failure, read_failure
 from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
 from uring_actors.ops.match.engine import Engine
 from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.newlines import as_bytes, count_newlines, last_newline
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
@@ -36,6 +38,11 @@ from uring_actors.results.schema import MATCH_SCHEMA, MatchBatches
 
 _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
+_FEW = 32
+"""Candidates up to which plain Python is faster than NumPy."""
+_HIT = struct.Struct("=IIII")
+_HEAD = struct.Struct("=IIII")
+"""A result block's first words: count, overflow, newlines in the payload, offset of the last one."""
 Hits = np.ndarray[Any, np.dtype[np.uint32]]
 
 
@@ -86,28 +93,38 @@ class MatchWorker:
     """One kernel thread's Hyperscan scratch and its view of the arena."""
 
     def __init__(self, arena: Arena, engine: Engine, spill: dict[int, Hits]) -> None:
-        self._layout = arena.layout
+        layout = arena.layout
+        # The layout works these out anew each time it is asked, and this is asked for every slot.
+        self._results, self._result_bytes, self._capacity = layout.results, layout.result_bytes, layout.hit_capacity
+        self._data, self._slot_bytes = layout.data, layout.slot_bytes
         self._view = arena.view
+        self._text = as_bytes(arena.view)
         self._engine = engine
         self._scratch = engine.scratch()
         self._spill = spill
 
     def run(self, slot: Sequence[int]) -> None:
         data_slot, payload = slot[abi.SLOT_DATA_SLOT // 4], slot[abi.SLOT_PAYLOAD_BYTES // 4]
-        start = self._layout.slot(data_slot) + slot[abi.SLOT_PAYLOAD_OFFSET // 4]
+        start = self._data + data_slot * self._slot_bytes + slot[abi.SLOT_PAYLOAD_OFFSET // 4]
         first_extent = slot[abi.SLOT_FILE_OFFSET // 4] == 0 and slot[abi.SLOT_FILE_OFFSET // 4 + 1] == 0
         lead = 0 if first_extent else 1
         stop = start + payload + slot[abi.SLOT_HALO_BYTES // 4]
         found = self._engine.scan(self._view[start - lead : stop], self._scratch)
-        self._report(data_slot, found, lead)
+        # Counted here, by many threads and while the bytes are in this core's cache.
+        newlines = count_newlines(self._text, start, start + payload)
+        newline = last_newline(self._text, start, start + payload) - start if newlines else abi.NO_NEWLINE
+        self._report(data_slot, found, lead, newlines, newline)
 
-    def _report(self, data_slot: int, found: list[tuple[int, int]], lead: int) -> None:
+    def _report(self, data_slot: int, found: list[tuple[int, int]], lead: int, newlines: int, newline: int) -> None:
         count = len(found)
-        overflow = count > self._layout.hit_capacity
-        block = self._layout.result(data_slot)
-        head = np.frombuffer(self._view, np.uint32, 2, block)
-        head[0], head[1] = count, overflow
-        if not count:
+        overflow = count > self._capacity
+        block = self._results + data_slot * self._result_bytes
+        _HEAD.pack_into(self._view, block, count, overflow, newlines, newline)
+        if count <= _FEW and not overflow:
+            at = block + abi.RESULT_HITS
+            for pattern, end in found:
+                _HIT.pack_into(self._view, at, pattern, abi.HIT_NO_START, end - lead, 0)
+                at += abi.HIT_BYTES
             return
         hits: Hits
         if overflow:
@@ -146,7 +163,9 @@ class MatchSettler:
         self.bytes = 0
         self.matches = 0
         self.failures: list[Failure] = []
-        self._layout = arena.layout
+        layout = arena.layout
+        self._results, self._result_bytes = layout.results, layout.result_bytes
+        self._data, self._slot_bytes = layout.data, layout.slot_bytes
         self._view = arena.view
         self._plans = plans
         self._names = names
@@ -185,7 +204,7 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                self._emit(file, file.settler.add(extent, result))
+                self._emit(file, file.settler.add(extent, result, *self._text(row)))
             file.left -= 1
         if file.left == 0:
             file.settler.close()
@@ -218,7 +237,7 @@ class MatchSettler:
 
     def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
         data_slot = row[ring.COLUMN_DATA_SLOT]
-        base = self._layout.slot(data_slot)
+        base = self._data + data_slot * self._slot_bytes
         patterns = ends = None
         count = row[ring.COLUMN_HIT_COUNT]
         if count:
@@ -226,19 +245,29 @@ class MatchSettler:
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
         return self._confirmer.confirm(
-            self._view[base : base + self._layout.slot_bytes],
+            self._view[base : base + self._slot_bytes],
             at=row[ring.COLUMN_PAYLOAD_OFFSET],
             payload=row[ring.COLUMN_PAYLOAD_BYTES],
             after=row[ring.COLUMN_HALO_BYTES],
             offset=start,
             patterns=patterns,
             ends=ends,
+            newlines=row[ring.COLUMN_NEWLINES],
+            newline=row[ring.COLUMN_LAST_NEWLINE],
         )
+
+    def _text(self, row: list[int]) -> tuple[memoryview, int]:
+        """The slot's bytes of the file, as far as they could be read, and the first one's offset."""
+        start = row[ring.COLUMN_FILE_OFFSET]
+        lead = 1 if start else 0
+        first = self._data + row[ring.COLUMN_DATA_SLOT] * self._slot_bytes + row[ring.COLUMN_PAYLOAD_OFFSET]
+        stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
+        return self._view[first - lead : stop], start - lead
 
     def _hits(self, data_slot: int, count: int, overflow: bool) -> Hits:
         if overflow:
             return self._spill.pop(data_slot)
-        block = self._layout.result(data_slot) + abi.RESULT_HITS
+        block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
         return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
 
     def _emit(self, file: _OpenFile, settled: list[Settled]) -> None:

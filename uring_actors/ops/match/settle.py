@@ -33,6 +33,7 @@ from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Rows
 from uring_actors.ops.match.unbounded import Found, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
 
+_NOTHING = memoryview(b"")
 _UNKNOWN = -2
 """For a number of lines, and for the last newline's place: an extent that was not read lies in between."""
 
@@ -89,8 +90,11 @@ class FileSettler:
         """Whether all of the file has been settled (or given up)."""
         return self._frontier == self.size
 
-    def add(self, extent: int, result: ExtentMatches | Unread) -> list[Settled]:
-        """Take extent number ``extent``; what became final by it, in order.
+    def add(
+        self, extent: int, result: ExtentMatches | Unread, text: memoryview = _NOTHING, base: int = 0
+    ) -> list[Settled]:
+        """Take extent number ``extent``; what became final by it, in order. ``text``: the bytes from ``base`` on,
+        where they are still in memory: they are not read again, and not kept.
 
         Every extent appears in exactly one ``Settled``, its own; it may come out of a later call.
         """
@@ -98,10 +102,11 @@ class FileSettler:
         assert extent not in self._waiting, f"extent {extent} came twice"
         self._waiting[extent] = result
         done = []
-        while (ready := self._waiting.pop(self._next, None)) is not None:
-            assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
-            done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
-            self._next += 1
+        with self._window.lent(text, base):
+            while (ready := self._waiting.pop(self._next, None)) is not None:
+                assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
+                done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
+                self._next += 1
         if self.finished:
             self.close()
         return done
@@ -279,13 +284,14 @@ class _Unbounded:
     def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> Rows:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
         which, ends = extent.candidates
+        present = set(which.tolist())
         for index, search in self._searches.items():
             if index in self._stuck:
                 if extent.start <= self._stuck[index]:
                     continue
                 del self._stuck[index]
                 search.restart(extent.start)
-            if len(ends):
+            if index in present:
                 search.learn(ends[which == index])
         return self._advance_all(extent, newline, faults)
 

@@ -69,8 +69,8 @@ def search_for(pattern: Pattern, window: Window) -> Search:
 
 
 def _union(known: Ints, ends: Ints) -> Ints:
-    if not len(known):
-        return np.unique(ends)
+    if not len(known):  # an extent's candidates are in order: to look is quicker than to sort
+        return ends if bool((ends[1:] > ends[:-1]).all()) else np.unique(ends)
     return np.union1d(known, ends) if len(ends) else known
 
 
@@ -311,6 +311,8 @@ class PrefixSearch:
             self.at = self._linear.at
 
     def _try_starts(self, frontier: int, out: list[Found]) -> None:
+        if not len(self._ends):
+            return
         plan = self._pattern.plan
         for end in self._ends.tolist():
             start = max(self.at, end - plan.candidate_max)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -87,6 +88,19 @@ class Window:
         self._reader: FileReader | None = None
         self._text: Bytes = as_bytes(b"")
         self._base = 0
+        self._lent: tuple[memoryview, int, int] | None = None
+
+    @contextmanager
+    def lent(self, text: memoryview, base: int) -> Iterator[None]:
+        """Meanwhile ``text``, bytes of the file from ``base`` on that are in memory anyway, is not read again.
+
+        What ``view`` returned meanwhile may not be used afterwards.
+        """
+        self._lent = (text, base, base + len(text))
+        try:
+            yield
+        finally:
+            self._lent = None
 
     def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
         """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
@@ -96,6 +110,8 @@ class Window:
         """
         self.check(start, stop)
         low, high = max(0, start - before), min(self.size, stop + 1)
+        if self._lent is not None and self._lent[1] <= low and high <= self._lent[2]:
+            return self._lent[0], self._lent[1]
         if low < self._base or high > self._base + len(self._text):
             self._text = as_bytes(b"")
             self._text = self._read(low, high)
