@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.ops.base import Operation
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher, ScanJob
-from uring_actors.reader import Reader, ReaderStats, choose_io_engine
+from uring_actors.reader import Reader, ReaderStats, choose_io_engine, pread_note
 from uring_actors.results.errors import Failure
 
 _FEW_CORES = 4
@@ -71,6 +71,10 @@ class NodeSpec:
             spins=100 if cores <= _FEW_CORES else 2000,
             notes=(note,) if note else (),
         )
+
+    def with_pread(self, error: UringActorsError) -> NodeSpec:
+        """The same without io_uring, which ``error`` says can't be had."""
+        return replace(self, io_engine="pread", sqpoll=False, notes=(*self.notes, pread_note(error)))
 
     def lanes_of(self, reader: int) -> range:
         """The lanes of the ``reader``-th device."""
