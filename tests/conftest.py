@@ -11,7 +11,6 @@ from tests import hot_helpers
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 
-
 # The first call of a hot function compiles it, and the machine may be busy: no test is about time.
 settings.register_profile("uring_actors", deadline=None)
 settings.load_profile("uring_actors")
