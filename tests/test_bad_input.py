@@ -486,9 +486,7 @@ def torn(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         yield folder
 
 
-def check_torn(
-    table: pa.Table, path: bytes, content: bytes, hole: range, patterns: Sequence[Any], reach: int
-) -> None:
+def check_torn(table: pa.Table, path: bytes, content: bytes, patterns: Sequence[Any], reach: int) -> None:
     """Nothing wrong is in it; and everything is that lies more than ``reach`` bytes away from the hole, unless a
     match could reach it from the other side."""
     hole = HOLE
