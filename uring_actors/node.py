@@ -154,11 +154,15 @@ class LocalNode:
 
     def __init__(self, spec: NodeSpec) -> None:
         self.spec = spec
-        self._arena = Arena.create(spec.layout)
-        self._host = spec.make_host(self._arena)
-        self._publisher = spec.make_publisher(self._arena)
-        self._readers = [spec.make_reader(self._arena, i) for i in range(len(spec.devices))]
         self._closed = False
+        self._arena = Arena.create(spec.layout)
+        try:
+            self._host = spec.make_host(self._arena)
+            self._publisher = spec.make_publisher(self._arena)
+            self._readers = [spec.make_reader(self._arena, i) for i in range(len(spec.devices))]
+        except BaseException:
+            self._arena.close()
+            raise
 
     def start(self) -> None:
         self._host.start()
@@ -204,9 +208,16 @@ class LocalNode:
         if self._closed:
             return
         self._closed = True
-        # Readers first: no read may land in memory that is going away.
+        # Readers first: no read may land in memory that is going away. A part that does not end keeps no other from
+        # ending, but it keeps the arena mapped.
+        failure: UringActorsError | None = None
         for _, part in self._parts():
-            part.close()
+            try:
+                part.close()
+            except UringActorsError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
         self._arena.close()
 
 
