@@ -79,6 +79,30 @@ def holders(wanted: set[Arena]) -> list[int]:
     return [pid for pid in _pids() if arenas([pid]) & wanted]
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process that are its own: neither of files nor shared."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) << 10
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory in the whole system: arenas, and Ray's object store."""
+    text = Path("/proc/meminfo").read_text()
+    return int(text.split("Shmem:")[1].split()[0]) << 10
+
+
+def when_still(value: Callable[[], int], seconds: float = 30.0) -> int:
+    """The value once it has not changed for a second; fails after ``seconds``."""
+    began = changed = time.monotonic()
+    last = value()
+    while time.monotonic() - changed < 1:
+        assert time.monotonic() - began < seconds, f"still changing after {seconds} s"
+        time.sleep(0.1)
+        if (now := value()) != last:
+            last, changed = now, time.monotonic()
+    return last
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> float:
     """Seconds until it was; fails after ``seconds``."""
     began = time.monotonic()

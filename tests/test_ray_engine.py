@@ -20,7 +20,9 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
+from uring_actors.actors import _STREAMED_BATCHES
 from uring_actors.errors import NodeFailed, PatternError
+from uring_actors.kernel_host import _QUEUE
 from uring_actors.ops.base import Settler
 from uring_actors.ops.bytesum import Nop
 from uring_actors.results.errors import Failure
@@ -29,13 +31,15 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 OPTIONS: dict[str, Any] = {"engine": "ray", "io_engine": "pread", "slot_bytes": 65536, "slots": 4}
 LINE = b"a needle\n"
+ROWS = 3_000_000
+WAITING = _QUEUE + _STREAMED_BATCHES
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with so many rows that a scan whose rows nobody takes stands still in the middle of it."""
     path = tmp_path_factory.mktemp("many") / "many"
-    path.write_bytes(LINE * 3_000_000)
+    path.write_bytes(LINE * ROWS)
     return path
 
 
@@ -272,28 +276,22 @@ def test_a_killed_driver_of_a_ray_that_goes_on(tmp_path: Path, many: Path) -> No
 
 
 # ── backpressure ─────────────────────────────────────────────────────────────────────────────────────────────
-def resident(pid: int) -> int:
-    """Bytes of a process that are its own: neither files nor shared memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
-    return 0
-
-
 def test_a_slow_consumer_stalls_the_scan(many: Path) -> None:
-    scan = start(many)
-    batches = iter(scan)
-    rows = next(batches).num_rows
-    time.sleep(2)
-    (host,) = processes.actors()["HostActor"]
-    before, read = resident(host), scan.stats.bytes
-    for _ in range(2):
-        rows += next(batches).num_rows
-        time.sleep(1)
-    size = many.stat().st_size
-    assert read < size / 2, "nothing held it back"
-    assert scan.stats.bytes < size
-    assert resident(host) - before < 64 << 20
-    rows += sum(batch.num_rows for batch in batches)
-    assert rows == 3_000_000
-    assert scan.stats.bytes == size
+    """Batches wait in three places, and in each only a few: in the host, in the object store, here."""
+    with start(many) as scan:
+        batches = iter(scan)
+        taken = [next(batches).num_rows]
+        (host,) = processes.actors()["HostActor"]
+        most = 65536 * len(LINE)  # of a batch
+        for _ in range(2):
+            read = processes.when_still(lambda: scan.stats.bytes)
+            assert read <= sum(taken) * len(LINE) + (WAITING + 2) * most + 4 * 65536, "nothing holds it back"
+            assert read < many.stat().st_size
+            memory, shared = processes.resident(host), processes.shared_memory()
+            taken.append(next(batches).num_rows)
+            time.sleep(1)
+            assert processes.resident(host) - memory < 32 << 20
+            assert processes.shared_memory() - shared < 32 << 20
+        taken += [batch.num_rows for batch in batches]
+    assert sum(taken) == ROWS
+    assert scan.stats.bytes == many.stat().st_size

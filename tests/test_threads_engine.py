@@ -179,26 +179,21 @@ def test_fifty_scans_leave_descriptors_and_threads_as_they_were(
 
 
 # ── backpressure ─────────────────────────────────────────────────────────────────────────────────────────────
-def resident() -> int:
-    """Bytes of this process that are its own."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("RssAnon:")[1].split()[0]) << 10
-
-
 def test_a_slow_consumer_stalls_the_scan(many: Path) -> None:
-    scan = start(many)
-    batches = iter(scan)
-    rows = next(batches).num_rows
-    time.sleep(1.5)
-    before, read = resident(), scan.stats.bytes
-    assert read < many.stat().st_size
-    for _ in range(2):
-        time.sleep(1)
-        rows += next(batches).num_rows
-    # Three batches were taken: as many again may have been read, of at most 64 Ki rows each.
-    assert scan.stats.bytes - read <= 3 * 65536 * len(LINE) + 4 * 65536
-    assert resident() - before < 32 << 20
-    rest = pa.Table.from_batches(list(batches))
-    assert rows + rest.num_rows == ROWS
+    with start(many) as scan:
+        batches = iter(scan)
+        taken = [next(batches).num_rows]
+        most = 65536 * len(LINE)  # of a batch
+        for _ in range(3):
+            read = processes.when_still(lambda: scan.stats.bytes)
+            assert read <= sum(taken) * len(LINE) + (kernel_host._QUEUE + 2) * most + 4 * 65536
+            assert read < many.stat().st_size
+            memory, shared = processes.resident(os.getpid()), processes.shared_memory()
+            taken.append(next(batches).num_rows)
+            time.sleep(1)
+            assert processes.resident(os.getpid()) - memory < 32 << 20
+            assert processes.shared_memory() - shared < 32 << 20
+        rest = pa.Table.from_batches(list(batches))
+    assert sum(taken) + rest.num_rows == ROWS
     assert rest["start"][-1].as_py() == (ROWS - 1) * len(LINE) + 2
     assert rest["line"][-1].as_py() == ROWS
