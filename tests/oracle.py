@@ -79,12 +79,12 @@ def found(table: pa.Table) -> set[Row]:
 
 def check_bytes(table: pa.Table) -> None:
     """``match`` holds the file's bytes at that place."""
-    for path, start, end, match in zip(
-        *(table[name].to_pylist() for name in ("path", "start", "end", "match")), strict=True
-    ):
-        with open(path, "rb") as file:
-            file.seek(start)
-            assert file.read(end - start) == match, (path, start, end)
+    contents: dict[bytes, bytes] = {}
+    columns = (table[name].to_pylist() for name in ("path", "start", "end", "match"))
+    for path, start, end, match in zip(*columns, strict=True):
+        if path not in contents:
+            contents[path] = Path(os.fsdecode(path)).read_bytes()
+        assert contents[path][start:end] == match, (path, start, end, match)
 
 
 def explain_difference(actual: set[Row], wanted: set[Row]) -> str:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -77,7 +80,9 @@ class HostActor(_RoleActor):
     def __init__(self) -> None:
         super().__init__("kernel host")
 
-    def initialise(self, spec: NodeSpec) -> ArenaHandle:
+    def initialise(self, spec: NodeSpec, ray_is_ours: bool) -> ArenaHandle:
+        if ray_is_ours:
+            _end_agents_with_raylet()
         arena = Arena.create(spec.layout)
         self._host = spec.make_host(arena)
         self._begin(arena, self._host)
@@ -132,8 +137,44 @@ class ReaderActor(_RoleActor):
         return self._reader.stats()
 
 
+def _end_agents_with_raylet() -> None:
+    """In a worker: see to it that Ray's agents end when the raylet does.
+
+    A killed driver takes the Ray that it started with it (PR_SET_PDEATHSIG), but for the raylet's agents: they try
+    for a minute to tell the dead GCS about it. Only for a Ray of our own; elsewhere it is not ours to kill.
+    """
+    with contextlib.suppress(OSError):  # no pidfds, or no /proc: then it takes that minute
+        raylet = os.pidfd_open(os.getppid())
+        agents = [os.pidfd_open(pid) for pid in _children(os.getppid()) if b"agent" in _command(pid).lower()]
+
+        def wait() -> None:
+            select.select([raylet], [], [])
+            for agent in agents:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(agent, signal.SIGKILL)
+
+        threading.Thread(target=wait, name="raylet-watch", daemon=True).start()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+_ours: str | None = None
+"""The Ray session that this process started, if any."""
+
+
+def _session() -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def ensure_ray() -> None:
     """Use the Ray that this process is connected to, or that RAY_ADDRESS names, or start one."""
+    global _ours
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -141,6 +182,8 @@ def ensure_ray() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
+    if "object_store_memory" in options:
+        _ours = _session()
 
 
 def _this_node() -> str:
@@ -159,7 +202,7 @@ class RayNode:
     def __init__(self, spec: NodeSpec) -> None:
         self.spec = spec
         self._group: PlacementGroup | None = None
-        self._actors: dict[str, Any] = {}
+        self._actors: list[tuple[str, Any]] = []  # by role, which two readers may have in common
         self._sentinels: dict[Any, str] = {}
         self._submitted: list[Any] = []
         self._failure: UringActorsError | None = None
@@ -179,21 +222,20 @@ class RayNode:
         self._get(self._group.ready(), "a placement group", deadline)
         self._host = self._actor("kernel host", HostActor)
         self._publisher = self._actor("publisher", PublisherActor)
-        self._readers = [
-            self._actor(f"reader of {name}", ReaderActor, name, key=f"reader {i}")
-            for i, (_, name) in enumerate(self.spec.devices)
-        ]
-        handle = self._get(self._host.initialise.remote(self.spec), "the kernel host to start", deadline)
+        self._readers = [self._actor(f"reader of {name}", ReaderActor, name) for _, name in self.spec.devices]
+        handle = self._get(
+            self._host.initialise.remote(self.spec, _session() == _ours), "the kernel host to start", deadline
+        )
         begun = [self._publisher.initialise.remote(self.spec, handle)]
         begun += [reader.initialise.remote(self.spec, handle, i) for i, reader in enumerate(self._readers)]
         self._get(begun, "publisher and readers to start", deadline)
-        self._sentinels = {actor.run.remote(): role for role, actor in self._actors.items()}
+        self._sentinels = {actor.run.remote(): role for role, actor in self._actors}
         self._stream = self._host.batches.options(
             num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
         ).remote()
         self._monitor.start()
 
-    def _actor(self, role: str, cls: type[_RoleActor], *args: Any, key: str | None = None) -> Any:
+    def _actor(self, role: str, cls: type[_RoleActor], *args: Any) -> Any:
         actor = (
             ray.remote(cls)
             .options(
@@ -204,7 +246,7 @@ class RayNode:
             )
             .remote(*args)
         )
-        self._actors[key or role] = actor
+        self._actors.append((role, actor))
         return actor
 
     def _get(self, refs: Any, waiting_for: str, deadline: float) -> Any:
@@ -296,7 +338,7 @@ class RayNode:
             raise self._failure
 
     def _kill(self) -> None:
-        for actor in self._actors.values():
+        for _, actor in self._actors:
             with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
                 ray.kill(actor)
 
@@ -319,8 +361,8 @@ class RayNode:
 
     def _stop_actors(self) -> None:
         """In the order in which it is safe: what a reader has in flight must not outlive the arena's users."""
-        readers = [actor for role, actor in self._actors.items() if role.startswith("reader")]
-        others = [actor for role, actor in self._actors.items() if not role.startswith("reader")]
+        readers = [actor for role, actor in self._actors if role.startswith("reader")]
+        others = [actor for role, actor in self._actors if not role.startswith("reader")]
         for group in (readers, others):
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                 ray.get([actor.stop.remote() for actor in group], timeout=_STOP_SECONDS)

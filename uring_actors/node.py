@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from uring_actors.megakernel import cuda
 from uring_actors.ops.base import Operation
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher, ScanJob
-from uring_actors.reader import Reader, ReaderStats, choose_io_engine
+from uring_actors.reader import Reader, ReaderStats, choose_io_engine, pread_note
 from uring_actors.results.errors import Failure
 
 _FEW_CORES = 4
@@ -92,6 +92,10 @@ class NodeSpec:
             spins=100 if cores <= _FEW_CORES else 2000,
             notes=tuple(text for text in (note, why_not) if text),
         )
+
+    def with_pread(self, error: UringActorsError) -> NodeSpec:
+        """The same without io_uring, which ``error`` says can't be had."""
+        return replace(self, io_engine="pread", sqpoll=False, notes=(*self.notes, pread_note(error)))
 
     def lanes_of(self, reader: int) -> range:
         """The lanes of the ``reader``-th device."""
@@ -173,11 +177,15 @@ class LocalNode:
 
     def __init__(self, spec: NodeSpec) -> None:
         self.spec = spec
-        self._arena = Arena.create(spec.layout)
-        self._host = spec.make_host(self._arena)
-        self._publisher = spec.make_publisher(self._arena)
-        self._readers = [spec.make_reader(self._arena, i) for i in range(len(spec.devices))]
         self._closed = False
+        self._arena = Arena.create(spec.layout)
+        try:
+            self._host = spec.make_host(self._arena)
+            self._publisher = spec.make_publisher(self._arena)
+            self._readers = [spec.make_reader(self._arena, i) for i in range(len(spec.devices))]
+        except BaseException:
+            self._arena.close()
+            raise
 
     def start(self) -> None:
         self._host.start()
@@ -223,9 +231,16 @@ class LocalNode:
         if self._closed:
             return
         self._closed = True
-        # Readers first: no read may land in memory that is going away.
+        # Readers first: no read may land in memory that is going away. A part that does not end keeps no other from
+        # ending, but it keeps the arena mapped.
+        failure: UringActorsError | None = None
         for _, part in self._parts():
-            part.close()
+            try:
+                part.close()
+            except UringActorsError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
         self._arena.close()
 
 

@@ -89,7 +89,12 @@ def choose_io_engine(mode: str, buffer_bytes: int = 0) -> tuple[str, str | None]
         return "uring", None
     if mode == "uring":
         raise error
-    return "pread", f"reading with pread, not io_uring: {error}"
+    return "pread", pread_note(error)
+
+
+def pread_note(error: Exception) -> str:
+    """What the user is told where ``auto`` takes pread."""
+    return f"reading with pread, not io_uring: {error}"
 
 
 # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────

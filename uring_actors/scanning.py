@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from uring_actors.config import ScanOptions
-from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, UringActorsError
 from uring_actors.node import LocalNode, Node, NodeSpec
 from uring_actors.ops.base import Operation
 from uring_actors.ops.bytesum import Nop, Touch
@@ -76,6 +76,17 @@ def make_operation(operation: str | Operation, patterns: Iterable[Regex | Litera
 
 
 def _start_node(spec: NodeSpec) -> Node:
+    """The node, started. Under ``io_engine="auto"`` with pread where only setting the lanes up shows that io_uring
+    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together."""
+    try:
+        return _started(spec)
+    except (IoUringSyscall, MemlockTooSmall) as error:
+        if spec.options.io_engine != "auto" or spec.io_engine != "uring":
+            raise
+        return _started(spec.with_pread(error))
+
+
+def _started(spec: NodeSpec) -> Node:
     if spec.options.engine == "threads":
         node: Node = LocalNode(spec)
     else:
@@ -103,9 +114,13 @@ class Scan:
         listing = walk(given)
         self.schema: pa.Schema = operation.schema
         spec = NodeSpec.decide(operation, options, devices(given))
-        for note in spec.notes:
-            warnings.warn(note, RuntimeWarning, stacklevel=3)
         self._node = _start_node(spec)
+        try:
+            for note in self._node.spec.notes:
+                warnings.warn(note, RuntimeWarning, stacklevel=3)
+        except RuntimeWarning:  # the caller made errors of warnings
+            self._node.close()
+            raise
         self._ended: float | None = None
         self._iterated = False
         self._last = self._node.stats()

@@ -70,7 +70,7 @@ class SumSettler:
         # By file id: extents still to come, bytes and sum so far.
         self._open = np.zeros((3, 1024), np.int64)
         self._ready: list[tuple[bytes, int, int]] = []
-        self._shrunk: set[int] = set()
+        self._shrunk: dict[int, Failure] = {}
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         for entry in files:
@@ -103,7 +103,8 @@ class SumSettler:
         unique = np.unique(ids)
         for number in unique[left[unique] == 0].tolist():
             entry = self._entries.pop(number)
-            self._shrunk.discard(number)
+            if number in self._shrunk:
+                self.failures.append(self._shrunk.pop(number))
             self.files += 1
             self._ready.append((entry.path, int(count[number]), int(total[number])))
 
@@ -113,11 +114,14 @@ class SumSettler:
         if row[ring.COLUMN_STATUS] == abi.FAULT:
             self.failures.append(fault_failure(entry, row))
             return
-        if row[ring.COLUMN_ERRNO] == abi.ENODATA:
-            if number in self._shrunk:
-                return
-            self._shrunk.add(number)
-        self.failures.append(read_failure(entry, row))
+        failure = read_failure(entry, row)
+        if failure.errno != abi.ENODATA:
+            self.failures.append(failure)
+            return
+        # Extents come in any order: the file ends where the first of them says so.
+        known = self._shrunk.get(number)
+        if known is None or (failure.offset or 0) < (known.offset or 0):
+            self._shrunk[number] = failure
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         if not self._ready or not (everything or len(self._ready) >= _BATCH_ROWS):

@@ -144,13 +144,14 @@ class MatchWorker:
 class _OpenFile:
     """A file of which extents are still to come."""
 
-    __slots__ = ("cut", "entry", "left", "settler")
+    __slots__ = ("cut", "cut_failure", "entry", "left", "settler")
 
     def __init__(self, entry: FileEntry, settler: FileSettler, left: int) -> None:
         self.entry = entry
         self.settler = settler
         self.left = left
         self.cut = left  # the first extent that the shrunken file no longer fills; none so far
+        self.cut_failure: Failure | None = None
 
 
 class MatchSettler:
@@ -207,6 +208,8 @@ class MatchSettler:
                 self._emit(file, file.settler.add(extent, result, *self._text(row)))
             file.left -= 1
         if file.left == 0:
+            if file.cut_failure is not None:
+                self.failures.append(file.cut_failure)
             file.settler.close()
             del self._open[file.entry.id]
             self.files += 1
@@ -230,10 +233,12 @@ class MatchSettler:
         return min(start + self._payload, file.entry.size)
 
     def _shrunk(self, file: _OpenFile, extent: int, row: list[int]) -> None:
-        """The file ends in or before this extent: said once; what is there is settled as far as it goes."""
-        if file.cut == extents(file.entry.size, self._payload):
-            self.failures.append(read_failure(file.entry, row))
-        file.cut = min(file.cut, extent)
+        """The file ends in or before this extent; what is there is settled as far as it goes.
+
+        Extents come in any order, so only when all have come is it known where the file ends.
+        """
+        if extent < file.cut:
+            file.cut, file.cut_failure = extent, read_failure(file.entry, row)
 
     def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
         data_slot = row[ring.COLUMN_DATA_SLOT]
