@@ -26,7 +26,7 @@ def test_the_header_has_the_abis_values() -> None:
 
 def nvrtc_compile(architecture: str) -> str:
     """NVRTC's log; raises where it doesn't compile."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC's bindings are not installed (extra dev-cuda)")
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
     error, program = nvrtc.nvrtcCreateProgram(cuda.source().encode(), b"kernel.cu", 0, [], [])
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
     options = [option.encode() for option in (*cuda.compile_options(), f"--gpu-architecture={architecture}")]
