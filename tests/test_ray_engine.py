@@ -176,9 +176,11 @@ class BrokenSettler:
 class Broken(Nop):
     """Fails where it works, or where it is set up."""
 
-    early: bool = False
+    early: str = ""
 
     def make_settler(self, arena: object, payload: int) -> Settler:
+        if self.early == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.early:
             raise NodeFailed("kernel host", "it can't be set up", path=b"/p\xff", offset=7, errno=5)
         return BrokenSettler()  # type: ignore[return-value]
@@ -186,14 +188,17 @@ class Broken(Nop):
 
 def test_an_error_in_an_actor_reaches_the_caller(many: Path) -> None:
     began = time.monotonic()
-    with start(many, None, operation=Broken(early=False)) as scan, pytest.raises(NodeFailed) as raised:
+    with start(many, None, operation=Broken()) as scan, pytest.raises(NodeFailed) as raised:
         list(scan)
     assert raised.value.role == "kernel host"
     assert "ZeroDivisionError: settled by nothing" in str(raised.value)
     with pytest.raises(NodeFailed) as raised:
-        start(many, None, operation=Broken(early=True))
+        start(many, None, operation=Broken(early="raise"))
     assert (raised.value.path, raised.value.offset, raised.value.errno) == (b"/p\xff", 7, 5)
-    assert time.monotonic() - began < 30
+    with pytest.raises(NodeFailed, match="its process died") as raised:
+        start(many, None, operation=Broken(early="die"))
+    assert raised.value.role == "kernel host"
+    assert time.monotonic() - began < 60
 
 
 # ── death ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -219,16 +219,15 @@ class RayNode:
         # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something, and
         # a little of the node's own resource also says where.
         self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK")
-        self._get(self._group.ready(), "a placement group", deadline)
+        self._get(self._group.ready(), "placement group", deadline)
         self._host = self._actor("kernel host", HostActor)
         self._publisher = self._actor("publisher", PublisherActor)
         self._readers = [self._actor(f"reader of {name}", ReaderActor, name) for _, name in self.spec.devices]
-        handle = self._get(
-            self._host.initialise.remote(self.spec, _session() == _ours), "the kernel host to start", deadline
-        )
+        handle = self._get(self._host.initialise.remote(self.spec, _session() == _ours), "kernel host", deadline)
         begun = [self._publisher.initialise.remote(self.spec, handle)]
         begun += [reader.initialise.remote(self.spec, handle, i) for i, reader in enumerate(self._readers)]
-        self._get(begun, "publisher and readers to start", deadline)
+        for (role, _), ref in zip(self._actors[1:], begun, strict=True):
+            self._get(ref, role, deadline)
         self._sentinels = {actor.run.remote(): role for role, actor in self._actors}
         self._stream = self._host.batches.options(
             num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
@@ -249,13 +248,13 @@ class RayNode:
         self._actors.append((role, actor))
         return actor
 
-    def _get(self, refs: Any, waiting_for: str, deadline: float) -> Any:
+    def _get(self, refs: Any, role: str, deadline: float) -> Any:
         try:
             return ray.get(refs, timeout=max(0.0, deadline - time.monotonic()))
         except ray.exceptions.GetTimeoutError:
-            raise DeadlineExceeded(waiting_for, _START_SECONDS) from None
+            raise DeadlineExceeded(f"the {role} to start", _START_SECONDS) from None
         except ray.exceptions.RayError as error:
-            raise _unwrap(error, waiting_for) from error
+            raise _unwrap(error, role) from error
 
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────
 
