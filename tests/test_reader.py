@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 import threading
@@ -55,6 +56,7 @@ class Bench:
         self.reader = Reader(self.arena, "test", range(2), GEOMETRY, **options)  # type: ignore[arg-type]
 
     def __enter__(self) -> Bench:
+        gc.collect()  # an earlier test's arena may be garbage whose descriptor goes at any time
         self.fds = set(os.listdir("/proc/self/fd"))
         self.consumer.__enter__()
         self.reader.start()
