@@ -56,16 +56,22 @@ def _match_bytes(pieces: Sequence[Piece]) -> pa.Array:
     return _binary(np.concatenate(ends), np.concatenate(data))
 
 
+def _paths(pieces: Sequence[Piece]) -> pa.Array:
+    """Each piece's path, once for each row. By hand: the first use of ``pyarrow.compute`` takes 70 ms."""
+    counts = [last - first for _, _, first, last in pieces]
+    lengths = np.repeat([len(path) for path, *_ in pieces], counts)
+    data = b"".join(path * count for (path, *_), count in zip(pieces, counts, strict=True))
+    return _binary(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), data)
+
+
 def match_batch(pieces: Sequence[Piece], names: pa.Array) -> pa.RecordBatch:
     """One batch of the pieces (at least one). ``names`` has each pattern's name at its index."""
 
     def column(name: str) -> Any:
         return np.concatenate([getattr(rows, name)[first:last] for _, rows, first, last in pieces])
 
-    counts = [last - first for _, _, first, last in pieces]
-    paths = pa.array([path for path, *_ in pieces], pa.binary())
     arrays = [
-        paths.take(pa.array(np.repeat(np.arange(len(pieces)), counts))),
+        _paths(pieces),
         pa.DictionaryArray.from_arrays(pa.array(column("pattern"), pa.int32()), names),
         pa.array(column("start")),
         pa.array(column("end")),

@@ -28,6 +28,7 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,9 @@ from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTE
 # A candidate as one number, so that one sort orders and one comparison removes duplicates: pattern, then end.
 _END_BITS = 40
 _END_MASK = (1 << _END_BITS) - 1
+
+_FEW = 32
+"""Candidates of an extent up to which plain Python is faster than arrays."""
 
 
 class Candidates(NamedTuple):
@@ -192,6 +196,37 @@ def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int) -> li
     return spans
 
 
+def _literal_chain(ends: list[int], width: int, payload: int) -> list[int]:
+    """As ``_bounded_chain``, for a literal: its candidates are its occurrences."""
+    spans: list[int] = []
+    resume = 0
+    for end in ends:
+        if resume <= end - width < payload:
+            spans += (end - width, end)
+            resume = end
+    return spans
+
+
+def _mark_few(view: memoryview, at: int, offset: int, found: list[tuple[int, int, int]]) -> Marked:
+    """As ``mark``, for (start, pattern, end) in order, newlines of the payload known."""
+    if not found:
+        return NO_MARKED
+    starts = np.array([start for start, _, _ in found], np.int64)
+    counts, lasts = np.empty((2, len(found)), np.int64)
+    _mark(as_bytes(view), at, at + found[-1][0], starts + at, counts, lasts)
+    parts = [view[at + start : at + end] for start, _, end in found]
+    shift = offset - at
+    return Marked(
+        np.array([index for _, index, _ in found], np.int32),
+        starts + offset,
+        np.array([end + offset for _, _, end in found], np.int64),
+        counts,
+        np.where(lasts >= 0, lasts + shift, NO_NEWLINE),
+        np.array([0, *accumulate(map(len, parts))], np.int64),
+        np.frombuffer(b"".join(parts), np.uint8),
+    )
+
+
 class Confirmer:
     """Confirms extents for one set of plans. Immutable; any number of threads may share it."""
 
@@ -247,6 +282,10 @@ class Confirmer:
         known_newlines: int,
         known_newline: int,
     ) -> ExtentMatches:
+        if patterns is not None and ends is not None and known_newlines >= 0 and 0 < len(ends) <= _FEW:
+            few = self._confirm_few(view, at, payload, offset, patterns.tolist(), ends.tolist())
+            newline = known_newline + offset if known_newlines else NO_NEWLINE
+            return ExtentMatches(offset, offset + payload, known_newlines, newline, *few)
         literals: Spans = (NO_INTS, NO_INTS, NO_INTS)
         rest = NO_INTS
         if patterns is not None and ends is not None and len(patterns):
@@ -267,6 +306,36 @@ class Confirmer:
             marked,
             Candidates((candidates >> _END_BITS).astype(np.int32), (candidates & _END_MASK) + offset),
         )
+
+    def _confirm_few(
+        self, view: memoryview, at: int, payload: int, offset: int, patterns: list[int], ends: list[int]
+    ) -> tuple[Marked, Candidates]:
+        """The same for a handful of candidates, in plain Python: arrays of a few numbers cost more than they save,
+        and most extents have no more than these."""
+        by_pattern: dict[int, list[int]] = {}
+        for index, end in sorted(set(zip(patterns, ends, strict=True))):
+            if end > 0:  # an end at or before the payload's start belongs to a start before it
+                by_pattern.setdefault(index, []).append(end)
+        found: list[tuple[int, int, int]] = []
+        rest: list[tuple[int, int]] = []
+        for index, places in by_pattern.items():
+            pattern = self._plans.patterns[index]
+            if pattern.literal is not None:
+                spans = _literal_chain(places, len(pattern.literal), payload)
+            elif index in self._plans.bounded:
+                spans = _bounded_chain(pattern, view, at, payload, places)
+            else:
+                rest += [(index, end + offset) for end in places]
+                continue
+            found += zip(spans[::2], repeat(index), spans[1::2])
+        for pattern in self._plans.in_slot:
+            spans = _slot_chain(pattern, view, at, payload)
+            found += zip(spans[::2], repeat(pattern.plan.index), spans[1::2])
+        found.sort()
+        candidates = Candidates(
+            np.array([i for i, _ in rest], np.int32), np.array([end for _, end in rest], np.int64)
+        )
+        return _mark_few(view, at, offset, found), candidates
 
     def _sort(self, patterns: NDArray[np.int32], ends: Ints, payload: int) -> tuple[Spans, Ints]:
         """The literals' chains, and the other candidates as sorted keys."""
