@@ -28,6 +28,7 @@ from typing import Any, Final, Protocol
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
+from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import DeadlineExceeded, MemlockTooSmall, NodeFailed, OptionError, PipelineError
 from uring_actors.uring.lane import UringLane
 from uring_actors.uring.pagecache import mostly_cached
@@ -39,7 +40,6 @@ from uring_actors.uring.work import (
     Job,
     Lane,
     LaneStats,
-    PrivateMemory,
     get_ready,
     never_mind,
     ring_bell,

@@ -50,11 +50,15 @@ REGISTER_FILES_UPDATE: Final = 6
 REGISTER_ENABLE_RINGS: Final = 12
 
 MAX_ENTRIES: Final = 32768
+MAX_READ_BYTES: Final = 1 << 30  # the kernel cuts a longer one short (at 0x7ffff000)
 MAX_BUFFER_BYTES: Final = 1 << 30
 MAX_BUFFERS: Final = 1 << 14
 
 # ── struct io_uring_sqe ──────────────────────────────────────────────────────────────────────────────────────
+OP_READV: Final = 1
 OP_READ_FIXED: Final = 4  # not 22: that is plain READ, which ignores registered buffers
+OP_ASYNC_CANCEL: Final = 14
+OP_READ: Final = 22
 SQE_FIXED_FILE: Final = 1 << 0
 
 SQE_BYTES: Final = 64
@@ -78,6 +82,8 @@ CQE_SHIFT: Final = 4
 CQE_USER_DATA: Final = 0  # u64
 CQE_RES: Final = 8  # s32: bytes, or −errno
 CQE_FLAGS: Final = 12
+
+IOVEC_BYTES: Final = 16
 
 # ── struct io_uring_getevents_arg, followed here by the struct __kernel_timespec that it points to ──────────
 ARG_SIGMASK: Final = 0  # u64
@@ -131,18 +137,27 @@ class Params(ctypes.Structure):
 
 
 class Iovec(ctypes.Structure):
-    """struct iovec."""
+    """struct iovec, ``IOVEC_BYTES`` long."""
 
     _fields_ = [("base", ctypes.c_uint64), ("length", ctypes.c_uint64)]
 
 
 @hot
-def put_read_fixed(
-    sqe: int, fixed_file: int, fd: int, offset: int, address: int, length: int, buffer: int, user_data: int
+def put_read(
+    sqe: int,
+    opcode: int,
+    fixed_file: int,
+    fd: int,
+    offset: int,
+    address: int,
+    length: int,
+    buffer: int,
+    user_data: int,
 ) -> None:
-    """Write one READ_FIXED entry: ``length`` bytes at ``offset`` of the file to ``address``, which must lie in
-    the registered buffer of index ``buffer``. ``fixed_file`` is 1 where ``fd`` is an index of the file table."""
-    store32(sqe + SQE_OPCODE, OP_READ_FIXED | (fixed_file * SQE_FIXED_FILE) << 8)
+    """Write one entry that reads from ``offset`` of a file; ``fixed_file`` is 1 where ``fd`` is an index of the
+    file table. READ_FIXED: ``length`` bytes to ``address``, which must lie in the registered buffer of index
+    ``buffer``. READ: the same without one. READV: ``address`` is that of ``length`` iovecs."""
+    store32(sqe + SQE_OPCODE, opcode | (fixed_file * SQE_FIXED_FILE) << 8)
     store32(sqe + SQE_FD, fd)
     store64(sqe + SQE_OFFSET, offset)
     store64(sqe + SQE_ADDRESS, address)
@@ -152,6 +167,27 @@ def put_read_fixed(
     store64(sqe + SQE_BUF_INDEX, buffer)  # and no personality, no second descriptor
     store64(sqe + SQE_ADDR3, 0)
     store64(sqe + SQE_PAD, 0)
+
+
+@hot
+def put_read_fixed(
+    sqe: int, fixed_file: int, fd: int, offset: int, address: int, length: int, buffer: int, user_data: int
+) -> None:
+    """``put_read`` into a registered buffer."""
+    put_read(sqe, OP_READ_FIXED, fixed_file, fd, offset, address, length, buffer, user_data)
+
+
+@hot
+def put_cancel(sqe: int, target: int, user_data: int) -> None:
+    """Write one ASYNC_CANCEL entry for the submission whose user data is ``target``."""
+    put_read(sqe, OP_ASYNC_CANCEL, 0, -1, 0, target, 0, 0, user_data)
+
+
+@hot
+def put_iovec(iovec: int, address: int, length: int) -> None:
+    """Write a ``struct iovec``."""
+    store64(iovec, address)
+    store64(iovec + 8, length)
 
 
 @hot

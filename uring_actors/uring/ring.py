@@ -2,8 +2,8 @@
 
     created (set up, perhaps disabled) → enabled, by the thread that submits → closed
 
-The loop in ``lane.py`` works on the mapped rings through the addresses that this class gives; nothing here is
-called for a read. Who writes what: SQ tail, SQEs, CQ head: the lane's thread; SQ head, CQ tail, CQEs: the kernel.
+A lane or a stream owns the ring and works on its mapped queues through ``queue`` (see ``queue.py``, who writes what
+too); nothing here is called for a read.
 
 Set-up asks for the fastest flags first and steps down where a kernel answers EINVAL (5.11 is the oldest that has
 everything needed). Every errno of set-up becomes an error that says why and what to do.
@@ -17,13 +17,19 @@ import functools
 import mmap
 import os
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from uring_actors.arena import abi
+from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import IoUringSyscall, IoUringUnavailable, MemlockTooSmall, OptionError
-from uring_actors.uring import kernel
+from uring_actors.uring import kernel, queue
+from uring_actors.uring.engine import Engine, RingEngine
+from uring_actors.uring.requests import Requests
+from uring_actors.uring.state import RingState
 
 _DISABLED = Path("/proc/sys/kernel/io_uring_disabled")
 _CAP_IPC_LOCK: Final = 14
@@ -126,12 +132,13 @@ class RingAddresses:
     cqes: int
 
 
-class IoUringRing:
-    """An io_uring with ``entries`` submission and ``cq_entries`` completion entries (powers of two).
+class IoUringState(RingState):
+    """An io_uring with ``entries`` submission and ``cq_entries`` completion entries (the kernel rounds up to powers
+    of two; without ``cq_entries``, twice as many).
 
-    Where ``flags`` has R_DISABLED, the thread that will submit calls ``enable`` first: the ring then belongs to
-    it alone, and ``update_file`` and submissions from another thread fail (EEXIST). Buffers and files are
-    registered before that, by anybody.
+    Where ``flags`` has R_DISABLED, the thread that will submit calls ``enable`` first (a stream does): the ring then
+    belongs to it alone, and ``update_file`` and submissions from another thread fail (EEXIST). Buffers and files
+    are registered before that, by anybody.
 
     sqpoll_idle_ms: after how much idleness the kernel's poller sleeps; sqpoll_cpu: the core that it is bound to.
     Raises IoUringUnavailable, MemlockTooSmall, IoUringSyscall.
@@ -139,16 +146,17 @@ class IoUringRing:
 
     def __init__(
         self,
-        entries: int,
-        cq_entries: int,
+        entries: int = 64,
+        cq_entries: int | None = None,
         sqpoll: bool = False,
         sqpoll_idle_ms: int = 50,
         sqpoll_cpu: int | None = None,
     ) -> None:
+        super().__init__()
+        cq_entries = 2 * entries if cq_entries is None else cq_entries
         if not (0 < entries <= kernel.MAX_ENTRIES and entries <= cq_entries <= 2 * kernel.MAX_ENTRIES):
             raise OptionError(f"{entries} submission and {cq_entries} completion entries make no ring")
         self.sqpoll = sqpoll
-        self._closed = False
         self._enabled = False
         self._pins: list[Any] = []
         self._maps: list[mmap.mmap] = []
@@ -158,6 +166,9 @@ class IoUringRing:
         try:
             self._require(kernel.FEAT_SINGLE_MMAP | kernel.FEAT_NODROP | kernel.FEAT_EXT_ARG)
             self.addresses = self._map(params)
+            self.entries = self.addresses.sq_entries
+            self._words = PrivateMemory(abi.CACHE_LINE + kernel.UPDATE_TOTAL)
+            self.queue = self._queue_words()
         except BaseException:
             self.close()
             raise
@@ -216,42 +227,56 @@ class IoUringRing:
         self._pins.append(pin)
         return ctypes.addressof(pin)
 
+    def _queue_words(self) -> queue.Words:
+        ring, words = self.addresses, self._words.address
+        update = words + abi.CACHE_LINE
+        values = {
+            queue.RING: ring.fd,
+            queue.SQ_HEAD: ring.sq_head,
+            queue.SQ_TAIL: ring.sq_tail,
+            queue.SQ_FLAGS: ring.sq_flags,
+            queue.SQ_MASK: ring.sq_entries - 1,
+            queue.SQES: ring.sqes,
+            queue.CQ_HEAD: ring.cq_head,
+            queue.CQ_TAIL: ring.cq_tail,
+            queue.CQ_OVERFLOW: ring.cq_overflow,
+            queue.CQ_MASK: ring.cq_entries - 1,
+            queue.CQES: ring.cqes,
+            queue.SQPOLL: int(self.sqpoll),
+            queue.ARG: words,
+            queue.UPDATE: update,
+            queue.SQE_SHIFT: kernel.SQE_SHIFT,
+            queue.CQE_SHIFT: kernel.CQE_SHIFT,
+        }
+        row: queue.Words = np.zeros(queue.QUEUE_WORDS, np.int64)
+        for index, value in values.items():
+            row[index] = value
+        view = self._words.view
+        view[kernel.ARG_TIMESPEC : kernel.ARG_TIMESPEC + 8] = (words + kernel.ARG_SECONDS).to_bytes(8, "little")
+        start = abi.CACHE_LINE + kernel.UPDATE_FDS
+        view[start : start + 8] = (update + kernel.UPDATE_FD).to_bytes(8, "little")
+        return row
+
     def _register(self, opcode: int, address: int, count: int) -> int:
-        if self._closed:
-            raise IoUringSyscall("io_uring_register", errno.EBADF, fix="The ring is closed.")
         return _syscall(kernel.SYS_REGISTER, self.fd, opcode, address, count)
 
-    def register_buffers(self, buffers: Sequence[tuple[int, int]]) -> None:
-        """Pin ``buffers``, (address, length in bytes) each, at most 1 GiB. Raises MemlockTooSmall."""
-        for address, length in buffers:
-            if address <= 0 or not 0 < length <= kernel.MAX_BUFFER_BYTES:
-                raise OptionError(f"a registered buffer has 1 to {kernel.MAX_BUFFER_BYTES} bytes, not {length}")
-        if not 0 < len(buffers) <= kernel.MAX_BUFFERS:
-            raise OptionError(f"1 to {kernel.MAX_BUFFERS} buffers can be registered, not {len(buffers)}")
-        needed = sum(length for _, length in buffers)
+    def _register_buffers(self, ranges: list[tuple[int, int]]) -> None:
+        needed = sum(length for _, length in ranges)
         check_memlock(needed)
-        vectors = (kernel.Iovec * len(buffers))(*[kernel.Iovec(a, n) for a, n in buffers])
+        vectors = (kernel.Iovec * len(ranges))(*[kernel.Iovec(a, n) for a, n in ranges])
         result = _syscall_retrying(
-            lambda: self._register(kernel.REGISTER_BUFFERS, ctypes.addressof(vectors), len(buffers))
+            lambda: self._register(kernel.REGISTER_BUFFERS, ctypes.addressof(vectors), len(ranges))
         )
-        if result == -errno.ENOMEM:
-            # The limit counts for all of a user's processes, and root of a user namespace isn't exempt.
-            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-            if limit != resource.RLIM_INFINITY:
-                raise MemlockTooSmall(needed=needed, limit=limit)
         if result < 0:
-            raise IoUringSyscall("io_uring_register (buffers)", -result)
+            raise buffers_error(-result, needed)
 
-    def register_files(self, count: int) -> None:
-        """A table of ``count`` fixed files, all empty."""
-        table = (ctypes.c_int32 * count)(*[-1] * count)
-        result = self._register(kernel.REGISTER_FILES, ctypes.addressof(table), count)
+    def _register_files(self, fds: list[int]) -> None:
+        table = (ctypes.c_int32 * len(fds))(*fds)
+        result = self._register(kernel.REGISTER_FILES, ctypes.addressof(table), len(fds))
         if result < 0:
-            fix = "Raise the limit of open files (ulimit -n)." if result == -errno.EMFILE else None
-            raise IoUringSyscall("io_uring_register (files)", -result, fix=fix)
+            raise files_error(-result)
 
-    def update_file(self, index: int, fd: int) -> None:
-        """Put ``fd`` (−1: nothing) in the table at ``index``. Reads in flight keep the file that they have."""
+    def _update_file(self, index: int, fd: int) -> None:
         update = (ctypes.c_uint32 * (kernel.UPDATE_TOTAL // 4))()
         base = ctypes.addressof(update)
         update[kernel.UPDATE_OFFSET // 4] = index
@@ -259,7 +284,12 @@ class IoUringRing:
         ctypes.c_uint64.from_address(base + kernel.UPDATE_FDS).value = base + kernel.UPDATE_FD
         result = self._register(kernel.REGISTER_FILES_UPDATE, base, 1)
         if result < 0:
-            raise IoUringSyscall("io_uring_register (file update)", -result)
+            raise files_error(-result)
+
+    def make_engine(self, requests: Requests) -> Engine:
+        """See ``RingState``."""
+        self.enable()
+        return RingEngine(self.queue, requests)
 
     def enable(self) -> None:
         """Make the calling thread the one that submits. Once; nothing where the ring was never disabled."""
@@ -271,15 +301,39 @@ class IoUringRing:
                 raise IoUringSyscall("io_uring_register (enable)", -result)
         self._enabled = True
 
-    def close(self) -> None:
-        """Unmap and close; idempotent. The owner has seen to it that nothing is in flight."""
-        if self._closed:
-            return
-        self._closed = True
+    def _close(self) -> None:
+        # The owner has seen to it that nothing is in flight.
         self._pins.clear()
         for mapped in self._maps:
             mapped.close()
         os.close(self.fd)
+
+    def __del__(self) -> None:
+        # Whoever has reads in flight has a reference, so there are none. Absent where set-up failed.
+        if not self.__dict__.get("closed", True) and "fd" in self.__dict__:
+            self.closed = True
+            self._close()
+
+
+def buffers_error(number: int, needed: int) -> Exception:
+    """The error for a failed registration of ``needed`` bytes of buffers, by its errno."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    # The limit counts for all of a user's processes, and root of a user namespace isn't exempt.
+    if number == errno.ENOMEM and limit != resource.RLIM_INFINITY:
+        return MemlockTooSmall(needed=needed, limit=limit)
+    fixes = {errno.EBUSY: "Buffers were registered already.", errno.EFAULT: "Nothing is mapped there."}
+    return IoUringSyscall("io_uring_register (buffers)", number, fix=fixes.get(number))
+
+
+def files_error(number: int) -> Exception:
+    """The error for a failed registration or update of files, by its errno."""
+    fixes = {
+        errno.EBUSY: "Files were registered already.",
+        errno.EBADF: "It is no open descriptor.",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+        errno.EEXIST: "The ring belongs to the thread that enabled it: update the table there.",
+    }
+    return IoUringSyscall("io_uring_register (files)", number, fix=fixes.get(number))
 
 
 def _syscall_retrying(call: Any, tries: int = 8) -> int:
@@ -310,7 +364,7 @@ class Probe:
 def probe() -> Probe:
     """Set up a small ring, once in a process, and see."""
     try:
-        ring = IoUringRing(2, 4)
+        ring = IoUringState(2, 4)
     except (IoUringSyscall, MemlockTooSmall) as error:
         return Probe(error, 0, 0)
     try:
