@@ -24,10 +24,11 @@ from uring_actors.uring import kernel, ring, work
 from uring_actors.uring import verdict as rules
 from uring_actors.uring.lane import UringLane
 from uring_actors.uring.pread import PreadLane
+from uring_actors.uring.reference_lane import LiburingLane
 from uring_actors.uring.ring import probe
 from uring_actors.uring.work import Geometry, Job, Lane
 
-ENGINES = ["uring", "sqpoll", "pread"]
+ENGINES = ["uring", "sqpoll", "pread", "liburing"]
 GEOMETRY = Geometry(payload=16384, lead=4096, halo=199)
 PLAIN = Geometry(payload=4096, lead=0, halo=0)
 
@@ -37,6 +38,9 @@ def make_lane(engine: str, arena: Arena, geometry: Geometry, number: int = 0, **
         return PreadLane(arena, number, geometry, **options)
     if not probe().available:
         pytest.skip(f"no io_uring here: {probe().error}")
+    if engine == "liburing":
+        pytest.importorskip("liburing")
+        return LiburingLane(arena, number, geometry, **options)
     return UringLane(arena, number, geometry, sqpoll=engine == "sqpoll", **options)
 
 

@@ -28,7 +28,7 @@ KERNEL_THREADS_MAX = 1024
 CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "engine": ("ray", "threads"),
-        "io_engine": ("auto", "uring", "pread"),
+        "io_engine": ("auto", "uring", "pread", "liburing"),
         "io": ("auto", "direct", "buffered"),
         "sqpoll": ("auto", "on", "off"),
     }
@@ -52,7 +52,8 @@ class ScanOptions:
     engine: str = "ray"
     """``"ray"``: actors, on one node or many. ``"threads"``: the same loops in this process."""
     io_engine: str = "auto"
-    """``"auto"`` is ``"uring"`` where io_uring is permitted, else ``"pread"`` with a warning."""
+    """``"auto"`` is ``"uring"`` where io_uring is permitted, else ``"pread"`` with a warning. ``"liburing"``, the
+    reference, reads through that library's binding (x86-64): slower, for comparison."""
     io: str = "auto"
     """``"direct"``: O_DIRECT, past the page cache. ``"auto"`` is for the reader to choose by file system."""
     sqpoll: str = "auto"

@@ -12,13 +12,14 @@ from uring_actors.uring.requests import CANCEL, R_STATE, S_CANCELS, Requests
 
 
 class Engine:
-    """The interface. Every method but ``put`` raises IoUringSyscall where io_uring_enter fails for good."""
+    """The interface. Every method but ``start`` raises IoUringSyscall where io_uring_enter fails for good."""
 
     def __init__(self, table: Requests) -> None:
         self.table = table
 
-    def put(self, row: int) -> None:
-        """Write the entry of a row that ``requests.begin`` has filled. There is room for it."""
+    def start(self, *fields: int) -> None:
+        """Fill the first free row (there is one) with ``fields``, those of ``requests.begin`` from ``opcode`` to
+        ``user_data``, and write its entry."""
         raise NotImplementedError
 
     def submit(self) -> None:
@@ -37,6 +38,14 @@ class Engine:
         """Read the table's ``extents`` until all have ended or it is ``until_ns``."""
         raise NotImplementedError
 
+    def reap(self) -> None:
+        """Act on what has completed without a system call: all that another thread than the ring's own may do."""
+        raise NotImplementedError
+
+    def held(self) -> int:
+        """How many entries the kernel has taken and not completed."""
+        raise NotImplementedError
+
     def cancel(self, row: int) -> bool:
         """Ask the kernel to give up a row's read; False where the queue has no room to ask now."""
         raise NotImplementedError
@@ -50,8 +59,9 @@ class RingEngine(Engine):
         self._queue = words
         self._all = (words, table.rows, table.state, table.counters, table.finished)
 
-    def put(self, row: int) -> None:
-        requests.put(self._queue, self.table.rows, row)
+    def start(self, *fields: int) -> None:
+        table = self.table
+        requests.start(self._queue, table.rows, table.state, table.counters, *fields)
 
     def submit(self) -> None:
         self._check(queue.submit(self._queue, 0, 0))
@@ -64,6 +74,12 @@ class RingEngine(Engine):
 
     def run(self, until_ns: int) -> None:
         self._check(requests.run(*self._all, self.table.extents, until_ns))
+
+    def reap(self) -> None:
+        self._check(min(0, requests.reap(*self._all, self.table.extents)))
+
+    def held(self) -> int:
+        return int(self._queue[queue.HELD] + (self._queue[queue.QUEUED] if self._queue[queue.SQPOLL] else 0))
 
     def cancel(self, row: int) -> bool:
         if queue.room(self._queue) == 0:

@@ -217,6 +217,21 @@ def run_uring(state: Words, queue: Words, reads: Words, jobs: Words, counters: W
     return SLICE_OVER
 
 
+def buffers_of(arena: Arena, number: int) -> tuple[list[tuple[int, int]], int]:
+    """The registered buffers, (address, bytes) each, that lane ``number``'s data slots make up; and how many slots
+    one has."""
+    layout = arena.layout
+    if layout.slot_bytes > kernel.MAX_BUFFER_BYTES:
+        raise OptionError(f"a data slot has at most {kernel.MAX_BUFFER_BYTES} bytes, not {layout.slot_bytes}")
+    per_buffer = min(layout.slots_per_lane, kernel.MAX_BUFFER_BYTES // layout.slot_bytes)
+    first = number * layout.slots_per_lane
+    buffers = []
+    for slot in range(0, layout.slots_per_lane, per_buffer):
+        count = min(per_buffer, layout.slots_per_lane - slot)
+        buffers.append((arena.at(layout.slot(first + slot)), count * layout.slot_bytes))
+    return buffers, per_buffer
+
+
 class UringLane(Lane):
     """A lane that reads through io_uring: see ``Lane``. The constructor sets the ring up and registers the lane's
     data slots, so it raises what ``IoUringState`` and ``register_buffers`` raise.
@@ -243,26 +258,13 @@ class UringLane(Lane):
         entries = abi.power_of_two(self.depth)
         self.ring = IoUringState(entries, 2 * entries, sqpoll, sqpoll_idle_ms, sqpoll_cpu)
         try:
-            per_buffer = self._register()
+            buffers, per_buffer = buffers_of(arena, number)
+            self.ring.register_buffers(buffers)
+            self.ring.register_files(len(self._jobs))
         except BaseException:
             self.ring.close()
             raise
         self._state[SLOTS_PER_BUFFER] = per_buffer
-
-    def _register(self) -> int:
-        """Register the lane's data slots and an empty file table; how many slots a buffer has."""
-        layout = self.arena.layout
-        if layout.slot_bytes > kernel.MAX_BUFFER_BYTES:
-            raise OptionError(f"a data slot has at most {kernel.MAX_BUFFER_BYTES} bytes, not {layout.slot_bytes}")
-        per_buffer = min(layout.slots_per_lane, kernel.MAX_BUFFER_BYTES // layout.slot_bytes)
-        first = self.number * layout.slots_per_lane
-        buffers = []
-        for slot in range(0, layout.slots_per_lane, per_buffer):
-            count = min(per_buffer, layout.slots_per_lane - slot)
-            buffers.append((self.arena.at(layout.slot(first + slot)), count * layout.slot_bytes))
-        self.ring.register_buffers(buffers)
-        self.ring.register_files(len(self._jobs))
-        return per_buffer
 
     def _enter_thread(self) -> None:
         self.ring.enable()

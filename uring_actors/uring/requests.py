@@ -61,12 +61,11 @@ S_TAIL: Final = 6  # address of the word that counts bulk reads that succeeded
 # the bulk call that is running:
 S_OPCODE: Final = 8
 S_FIXED_FILE: Final = 9
-S_DIRECT: Final = 10
-S_BUFFER: Final = 11
-S_IOVECS: Final = 12  # one for each row
-S_BEGUN: Final = 13  # rows of ``extents``
-S_ENDED: Final = 14
-S_DEPTH: Final = 15
+S_BUFFER: Final = 10
+S_IOVECS: Final = 11  # one for each row
+S_BEGUN: Final = 12  # rows of ``extents``
+S_ENDED: Final = 13
+S_DEPTH: Final = 14
 S_WORDS: Final = 24
 
 # ── extents: one row for each read of a bulk call ────────────────────────────────────────────────────────────
@@ -74,9 +73,10 @@ X_FD: Final = 0
 X_OFFSET: Final = 1
 X_LENGTH: Final = 2
 X_ADDRESS: Final = 3
-X_BYTES: Final = 4  # out: bytes read
-X_ERRNO: Final = 5  # out: 0, or why it failed
-X_WORDS: Final = 6
+X_DIRECT: Final = 4
+X_BYTES: Final = 5  # out: bytes read
+X_ERRNO: Final = 6  # out: 0, or why it failed
+X_WORDS: Final = 8
 
 # ── counters: as IngestTelemetry has them, in its order ──────────────────────────────────────────────────────
 T_SUBMITTED_READS: Final = 0
@@ -269,6 +269,30 @@ def put(queue: Words, rows: Words, row: int) -> None:
 
 
 @hot
+def start(
+    queue: Words,
+    rows: Words,
+    state: Words,
+    counters: Words,
+    opcode: int,
+    fd: int,
+    fixed_file: int,
+    offset: int,
+    address: int,
+    want: int,
+    direct: int,
+    buffer: int,
+    iovec: int,
+    user_data: int,
+) -> None:
+    """``begin`` and ``put`` in one, so that no exception can come between."""
+    row = begin(
+        rows, state, counters, opcode, fd, fixed_file, offset, address, want, direct, buffer, iovec, user_data, -1
+    )
+    put(queue, rows, row)
+
+
+@hot
 def reap(queue: Words, rows: Words, state: Words, counters: Words, finished: Words, extents: Words) -> int:
     """Act on all completions that are there; how many, or what is broken."""
     count = arrived(queue)
@@ -334,7 +358,7 @@ def begin_extents(rows: Words, state: Words, counters: Words, extents: Words) ->
         extents[i, X_OFFSET],
         extents[i, X_ADDRESS],
         extents[i, X_LENGTH],
-        state[S_DIRECT],
+        extents[i, X_DIRECT],
         state[S_BUFFER],
         0,
         0,
