@@ -284,6 +284,18 @@ class IoUringRing:
                 raise IoUringSyscall("io_uring_register (enable)", -result)
         self._enabled = True
 
+    def enter(self, submit: int, wait: int, timeout_ns: int | None = None) -> int:
+        """io_uring_enter(2): hand over ``submit`` entries, wait for ``wait`` completions (``timeout_ns``: at most so
+        long); how many entries the kernel took, or −errno. For callers in Python; a lane's loop has its own."""
+        if self._closed:
+            raise IoUringSyscall("io_uring_enter", errno.EBADF, fix="The ring is closed.")
+        argument = (ctypes.c_uint64 * (kernel.ARG_TOTAL // 8))()
+        if timeout_ns is not None:
+            argument[kernel.ARG_TIMESPEC // 8] = ctypes.addressof(argument) + kernel.ARG_SECONDS
+            argument[kernel.ARG_SECONDS // 8], argument[kernel.ARG_NANOSECONDS // 8] = divmod(timeout_ns, 10**9)
+        flags = kernel.ENTER_GETEVENTS | kernel.ENTER_EXT_ARG | (kernel.ENTER_SQ_WAKEUP if self.sqpoll else 0)
+        return _syscall(kernel.SYS_ENTER, self.fd, submit, wait, flags, ctypes.addressof(argument), kernel.ARG_BYTES)
+
     def close(self) -> None:
         """Unmap and close; idempotent. The owner has seen to it that nothing is in flight."""
         if self._closed:
