@@ -28,7 +28,8 @@ from pathlib import Path
 
 SERIES = ("6.1", "6.12")
 QEMU = "qemu-system-x86_64"
-DIRECTORY = Path(os.environ.get("NVME_QEMU_DIR") or Path(__file__).parents[2] / "build" / "nvme-qemu")
+REPOSITORY = Path(__file__).resolve().parents[2]
+DIRECTORY = Path(os.environ.get("NVME_QEMU_DIR") or REPOSITORY / "build" / "nvme-qemu")
 # virtio_pci and 9p bring the host's files, nvme the drives; overlay makes the root writable.
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "nvme")
 # Not the cloud kernels, which have no 9p, nor the real-time ones.
@@ -199,13 +200,17 @@ def why_not(series: str) -> str | None:
     return None
 
 
-def boot(series: str, command: list[str], out: Path, drives: list[str], seconds: float) -> Run:
+def boot(
+    series: str, command: list[str], out: Path, *, environment: dict[str, str], drives: list[str], seconds: float
+) -> Run:
     """Run ``command`` in the guest, in this directory, with ``out`` as its /run/out. ``drives``: QEMU's arguments.
 
     QEMU's own exit status says nothing of the guest, so the guest's is read from its console.
     """
-    script = f"cd {shlex.quote(os.getcwd())} || exit\nexport PATH={shlex.quote(os.environ['PATH'])} HOME=/root\n"
-    (out / "command").write_text(f"{script}{shlex.join(command)}\n")
+    variables = {"PATH": os.environ["PATH"], "HOME": "/root", **environment}
+    script = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+    script += f"cd {shlex.quote(str(REPOSITORY))} || exit\n{shlex.join(command)}\n"
+    (out / "command").write_text(script)
     kernel = DIRECTORY / series
     arguments = [QEMU, "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-m", "2G", "-smp", "2"]
     arguments += ["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"]

@@ -404,8 +404,8 @@ _ERRNO_FIX: Final = {
     "node doesn't: set the ring up with both, and open /dev/ngXnY.",
     errno.EINVAL: "The command names another namespace than the descriptor's, has flags, is longer than the drive's "
     "transfer limit (max_hw_sectors_kb) or lies on more pieces of memory than it takes (max_segments), or, on 6.1, "
-    "the registered buffer isn't exactly as long as the transfer: read in pieces (NvmePassthrough.read does), register "
-    "one buffer for each data slot.",
+    "the registered buffer has more pages than that from the address on: read in pieces (NvmePassthrough.read does), "
+    "register short buffers.",
     errno.ENOTTY: "The descriptor's driver doesn't know this command operation: I/O commands go to the namespace's "
     "node (/dev/ngXnY), admin commands to the controller's (/dev/nvmeX).",
     errno.EFAULT: "The address isn't mapped for writing, can't be pinned (a device's memory without peer-to-peer "
@@ -517,7 +517,8 @@ class NvmePassthrough:
     kernel's; their sum never exceeds ``depth``, which the ring has room for, so neither queue can overflow.
 
     buffers: (address, length in bytes) each, to be registered; a command sent with ``buf_index`` must lie in that
-    buffer and, on 6.1, be exactly as long. identify: how a descriptor's namespace is found (tests give another).
+    buffer. 6.1 refuses a buffer that has more than ``max_segments`` pages from the command's address on, however
+    short the command. identify: how a descriptor's namespace is found (tests give another).
 
     Raises NvmePassthroughDisabled, and what IoUringRing and register_buffers raise.
     """
@@ -537,7 +538,7 @@ class NvmePassthrough:
         self.queued = self.held = 0
         self._closed = False
         self._identify = identify
-        self._targets: dict[tuple[int, ...], tuple[int, NvmeNamespace]] = {}
+        self._targets: dict[tuple[int, int, int], tuple[int, NvmeNamespace]] = {}
         self._flights: dict[int, _Flight] = {}
         self._free = list(range(depth))
         self._buffers = tuple(buffers)
@@ -698,13 +699,13 @@ class NvmePassthrough:
     def _target(self, fd: int) -> tuple[int, NvmeNamespace]:
         """This object's own descriptor for what ``fd`` is open on, and its namespace.
 
-        Known by the node, not by the number: a number is soon another file's, and a node that is made anew after
-        its drive was exchanged has another inode or another time.
+        Known by the node, not by the number, which is soon another file's. A node that is made anew, after its drive
+        was exchanged, has another inode: the old one can't be given out again while our descriptor holds it.
         """
         if self._closed:
             raise OptionError("the passthrough is closed")
         status = os.fstat(fd)
-        key = (status.st_dev, status.st_ino, status.st_rdev, status.st_ctime_ns)
+        key = (status.st_dev, status.st_ino, status.st_rdev)
         found = self._targets.get(key)
         if found is None:
             own = os.dup(fd)
