@@ -66,8 +66,8 @@ def _not_permitted() -> str:
     )
 
 
-def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False) -> Exception:
-    """The error for a failed io_uring_setup(2), by its errno."""
+def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False, big: bool = False) -> Exception:
+    """The error for a failed io_uring_setup(2), by its errno. ``big``: SQE128 or CQE32 was asked for."""
     if number == errno.EPERM or number == errno.EACCES:
         return IoUringUnavailable("io_uring_setup", number, fix=f"{_not_permitted()} {_PREAD}")
     if number == errno.ENOSYS:
@@ -84,6 +84,7 @@ def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False) -> Excep
         return IoUringSyscall("io_uring_setup", number, fix="Raise the limit of open files (ulimit -n).")
     if number == errno.EINVAL:
         what = "SQPOLL's CPU may not exist, or " if sqpoll else ""
+        what += "the kernel is older than 5.19 and has no SQE128 and CQE32, or " if big else ""
         return IoUringSyscall(
             "io_uring_setup", number, fix=f"{what}{entries} entries are not between 1 and {kernel.MAX_ENTRIES}."
         )
@@ -130,6 +131,8 @@ class RingAddresses:
     cq_overflow: int
     cq_entries: int
     cqes: int
+    sqe_shift: int = kernel.SQE_SHIFT  # log2 of an entry's bytes
+    cqe_shift: int = kernel.CQE_SHIFT
 
 
 class IoUringState(RingState):
@@ -141,7 +144,8 @@ class IoUringState(RingState):
     are registered before that, by anybody.
 
     sqpoll_idle_ms: after how much idleness the kernel's poller sleeps; sqpoll_cpu: the core that it is bound to.
-    Raises IoUringUnavailable, MemlockTooSmall, IoUringSyscall.
+    sqe128, cqe32: entries of 128 and of 32 bytes (5.19), for NVMe passthrough, which needs both; the addresses say
+    the strides. Raises IoUringUnavailable, MemlockTooSmall, IoUringSyscall.
     """
 
     def __init__(
@@ -151,12 +155,16 @@ class IoUringState(RingState):
         sqpoll: bool = False,
         sqpoll_idle_ms: int = 50,
         sqpoll_cpu: int | None = None,
+        sqe128: bool = False,
+        cqe32: bool = False,
     ) -> None:
         super().__init__()
         cq_entries = 2 * entries if cq_entries is None else cq_entries
         if not (0 < entries <= kernel.MAX_ENTRIES and entries <= cq_entries <= 2 * kernel.MAX_ENTRIES):
             raise OptionError(f"{entries} submission and {cq_entries} completion entries make no ring")
         self.sqpoll = sqpoll
+        self.sqe128 = sqe128
+        self.cqe32 = cqe32
         self._enabled = False
         self._pins: list[Any] = []
         self._maps: list[mmap.mmap] = []
@@ -177,6 +185,7 @@ class IoUringState(RingState):
         base = kernel.SETUP_CQSIZE | (kernel.SETUP_SQPOLL if self.sqpoll else 0)
         if self.sqpoll and cpu is not None:
             base |= kernel.SETUP_SQ_AFF
+        base |= (kernel.SETUP_SQE128 if self.sqe128 else 0) | (kernel.SETUP_CQE32 if self.cqe32 else 0)
         result = -errno.EINVAL
         for extra in _flag_ladder(self.sqpoll):
             params = kernel.Params(flags=base | extra, cq_entries=cq_entries)
@@ -187,7 +196,7 @@ class IoUringState(RingState):
             if result != -errno.EINVAL:
                 break
         if result < 0:
-            raise setup_error(-result, entries=entries, sqpoll=self.sqpoll)
+            raise setup_error(-result, entries=entries, sqpoll=self.sqpoll, big=self.sqe128 or self.cqe32)
         return result, params
 
     def _require(self, features: int) -> None:
@@ -199,9 +208,11 @@ class IoUringState(RingState):
     def _map(self, params: kernel.Params) -> RingAddresses:
         # One mapping holds both rings (FEAT_SINGLE_MMAP), a second one the SQEs.
         array = 0 if self.flags & kernel.SETUP_NO_SQARRAY else params.sq_off.array + params.sq_entries * 4
-        size = max(array, params.cq_off.cqes + params.cq_entries * kernel.CQE_BYTES)
+        sqe_shift = kernel.SQE128_SHIFT if self.sqe128 else kernel.SQE_SHIFT
+        cqe_shift = kernel.CQE32_SHIFT if self.cqe32 else kernel.CQE_SHIFT
+        size = max(array, params.cq_off.cqes + (params.cq_entries << cqe_shift))
         ring = self._pinned(size, kernel.OFF_SQ_RING)
-        sqes = self._pinned(params.sq_entries * kernel.SQE_BYTES, kernel.OFF_SQES)
+        sqes = self._pinned(params.sq_entries << sqe_shift, kernel.OFF_SQES)
         if array:  # entry n of the array stays n for ever: the indirection is not used
             indices = (ctypes.c_uint32 * params.sq_entries).from_address(ring + params.sq_off.array)
             indices[:] = range(params.sq_entries)
@@ -218,6 +229,8 @@ class IoUringState(RingState):
             cq_overflow=ring + cq.overflow,
             cq_entries=params.cq_entries,
             cqes=ring + cq.cqes,
+            sqe_shift=sqe_shift,
+            cqe_shift=cqe_shift,
         )
 
     def _pinned(self, size: int, offset: int) -> int:
@@ -245,8 +258,8 @@ class IoUringState(RingState):
             queue.SQPOLL: int(self.sqpoll),
             queue.ARG: words,
             queue.UPDATE: update,
-            queue.SQE_SHIFT: kernel.SQE_SHIFT,
-            queue.CQE_SHIFT: kernel.CQE_SHIFT,
+            queue.SQE_SHIFT: ring.sqe_shift,
+            queue.CQE_SHIFT: ring.cqe_shift,
         }
         row: queue.Words = np.zeros(queue.QUEUE_WORDS, np.int64)
         for index, value in values.items():
@@ -300,6 +313,18 @@ class IoUringState(RingState):
             if result < 0:
                 raise IoUringSyscall("io_uring_register (enable)", -result)
         self._enabled = True
+
+    def enter(self, submit: int, wait: int, timeout_ns: int | None = None) -> int:
+        """io_uring_enter(2): hand over ``submit`` entries, wait for ``wait`` completions (``timeout_ns``: at most so
+        long); how many entries the kernel took, or −errno. For callers in Python; a lane's loop has its own."""
+        if self.closed:
+            raise IoUringSyscall("io_uring_enter", errno.EBADF, fix="The ring is closed.")
+        argument = (ctypes.c_uint64 * (kernel.ARG_TOTAL // 8))()
+        if timeout_ns is not None:
+            argument[kernel.ARG_TIMESPEC // 8] = ctypes.addressof(argument) + kernel.ARG_SECONDS
+            argument[kernel.ARG_SECONDS // 8], argument[kernel.ARG_NANOSECONDS // 8] = divmod(timeout_ns, 10**9)
+        flags = kernel.ENTER_GETEVENTS | kernel.ENTER_EXT_ARG | (kernel.ENTER_SQ_WAKEUP if self.sqpoll else 0)
+        return _syscall(kernel.SYS_ENTER, self.fd, submit, wait, flags, ctypes.addressof(argument), kernel.ARG_BYTES)
 
     def _close(self) -> None:
         # The owner has seen to it that nothing is in flight.
