@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from uring_actors import errors
 from uring_actors.errors import (
     ArenaError,
+    ChunkFailed,
     DeadlineExceeded,
     InputError,
     IoUringSyscall,
@@ -83,6 +84,11 @@ TREE = {
         {"syscall": "io_uring_enter"},
         ["io_uring_enter failed", "EIO"],
     ),
+    ChunkFailed: (
+        ChunkFailed(3, 7, "read", **FULL),
+        {"chunk": 3, "slot": 7, "syscall": "read of chunk 3 (ring slot 7)"},
+        ["read of chunk 3 (ring slot 7) failed", "EIO"],
+    ),
     IoUringUnavailable: (
         IoUringUnavailable("io_uring_setup", **{**FULL, "errno": errno.EPERM}),
         {"syscall": "io_uring_setup", "errno": errno.EPERM},
@@ -117,6 +123,7 @@ PARENTS = {
     NvmeStatus: (PipelineError,),
     NativePathUnavailable: (PipelineError,),
     IoUringSyscall: (PipelineError,),
+    ChunkFailed: (IoUringSyscall,),
     IoUringUnavailable: (IoUringSyscall,),
     MemlockTooSmall: (PipelineError,),
     DeadlineExceeded: (PipelineError,),
@@ -167,6 +174,7 @@ def test_nothing_unset_is_said(cls):
         NvmeStatus: lambda: NvmeStatus(0x80, "n"),
         NativePathUnavailable: lambda: NativePathUnavailable("Disabled", "r", fix=""),
         IoUringSyscall: lambda: IoUringSyscall("s", errno.EIO),
+        ChunkFailed: lambda: ChunkFailed(0, 0, "s", errno.EIO),
         IoUringUnavailable: lambda: IoUringUnavailable("s", errno.EIO),
         MemlockTooSmall: lambda: MemlockTooSmall(needed=2, limit=1),
         DeadlineExceeded: lambda: DeadlineExceeded("w", 1),

@@ -9,6 +9,7 @@
         ├── QueueFull                     backpressure: try again after completions were reaped
         │   └── NvmeCommandRefused        64 bytes that the library won't hand to a drive
         ├── IoUringSyscall                a system call of io_uring failed
+        │   ├── ChunkFailed               a pump's read failed; names chunk and ring slot
         │   └── IoUringUnavailable        io_uring is not permitted or not supported here
         ├── NvmePassthroughDisabled       NVMe passthrough was switched off
         ├── NvmeStatus                    the drive itself answered with an error
@@ -185,6 +186,17 @@ class IoUringSyscall(PipelineError):
     def __init__(self, syscall: str, errno: int, *, fix: str | None = None, **fields: Any) -> None:
         super().__init__(f"{syscall} failed", errno=errno, fix=fix, **fields)
         self.syscall = syscall
+
+
+class ChunkFailed(IoUringSyscall):
+    """The read of a pump's ``chunk`` failed; its ring ``slot`` was not published and may be used again."""
+
+    def __init__(
+        self, chunk: int, slot: int, syscall: str, errno: int, *, fix: str | None = None, **fields: Any
+    ) -> None:
+        super().__init__(f"{syscall} of chunk {chunk} (ring slot {slot})", errno, fix=fix, **fields)
+        self.chunk = chunk
+        self.slot = slot
 
 
 class IoUringUnavailable(IoUringSyscall):

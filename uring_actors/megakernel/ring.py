@@ -76,14 +76,20 @@ def writable(book: Book, slot: int) -> bool:
 
 
 @hot
-def stage(book: Book, position: int, slot: int, opcode: int, tenant: int) -> None:
+def stage_as(book: Book, position: int, slot: int, opcode: int, tenant: int, priority: int) -> None:
     """Make a slot whose arguments are written PUBLISHED, as number ``position``; ``announce`` shows it."""
     address = slot_address(book, slot)
     store32(address + abi.SLOT_OPCODE, opcode)
     store32(address + abi.SLOT_TENANT, tenant)
-    store32(address + abi.SLOT_PRIORITY, abi.PRIORITY_NORMAL)
+    store32(address + abi.SLOT_PRIORITY, priority)
     store32(book[BOOK_ORDER] + ((position & book[BOOK_RING_MASK]) << 2), slot)
     store_release(address + abi.SLOT_STATUS, abi.PUBLISHED)
+
+
+@hot
+def stage(book: Book, position: int, slot: int, opcode: int, tenant: int) -> None:
+    """``stage_as`` with normal priority."""
+    stage_as(book, position, slot, opcode, tenant, abi.PRIORITY_NORMAL)
 
 
 @hot

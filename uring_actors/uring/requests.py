@@ -32,15 +32,15 @@ R_NEXT: Final = 1  # the next free row, or −1
 R_OPCODE: Final = 2
 R_FD: Final = 3  # a descriptor, or an index of the file table
 R_FIXED_FILE: Final = 4
-R_OFFSET: Final = 5  # in the file
+R_OFFSET: Final = 5  # in the file; with URING_CMD the kind of command
 R_ADDRESS: Final = 6  # in memory
 R_WANT: Final = 7  # bytes
 R_DONE: Final = 8  # of them, here
 R_DIRECT: Final = 9
 R_BUFFER: Final = 10  # index of the registered buffer
-R_IOVEC: Final = 11  # address of the struct iovec, with READV
+R_IOVEC: Final = 11  # address of the struct iovec, with READV; of the command, with URING_CMD
 R_RETRIES: Final = 12
-R_ERRNO: Final = 13  # of a finished read; 0: it succeeded
+R_ERRNO: Final = 13  # of a finished read; 0: it succeeded; below: minus the status that a drive gave a command
 R_ENDED: Final = 14  # the file ended before all was read
 R_BULK: Final = 15  # the row of ``extents``, or −1
 R_USER_DATA: Final = 16  # the caller's
@@ -163,7 +163,9 @@ def begin(
     rows[row, R_USER_DATA] = user_data
     counters[T_SUBMITTED_READS] += 1
     counters[T_SUBMITTED_BYTES] += want
-    if opcode == kernel.OP_READ_FIXED:
+    if opcode == kernel.OP_URING_CMD:
+        counters[T_PASSTHROUGH] += 1
+    elif opcode == kernel.OP_READ_FIXED:
         counters[T_REGISTERED] += 1
     elif opcode == kernel.OP_READV:
         counters[T_IOVEC] += 1
@@ -183,6 +185,11 @@ def settle(rows: Words, state: Words, counters: Words, row: int, res: int) -> bo
     """Act on a result (bytes, or −errno): True where the read is over, ``finish`` it; False where it is to be put in
     the queue again, R_DONE says from where."""
     done = rows[row, R_DONE]
+    if rows[row, R_OPCODE] == kernel.OP_URING_CMD and res >= 0:
+        # No byte count but 0, or a status of the drive's own. A command is whole or nothing.
+        rows[row, R_DONE] = rows[row, R_WANT] if res == 0 else 0
+        rows[row, R_ERRNO] = -res
+        return True
     verdict = judge(res, done, rows[row, R_WANT], rows[row, R_DIRECT], rows[row, R_RETRIES])
     if state[S_CLOSING] != 0 and verdict in (MORE, RETRY):
         verdict = FAIL
@@ -250,7 +257,10 @@ def take(rows: Words, state: Words, finished: Words) -> int:
 # ── on the mapped queues ─────────────────────────────────────────────────────────────────────────────────────
 @hot
 def put(queue: Words, rows: Words, row: int) -> None:
-    """Write the SQE for what is missing of a read. The SQ has room: it has an entry for each row."""
+    """Write the SQE for what is missing of a read, or for a command. The SQ has room, an entry for each row."""
+    if rows[row, R_OPCODE] == kernel.OP_URING_CMD:
+        kernel.put_command(next_sqe(queue), 0, rows[row, R_FD], rows[row, R_OFFSET], 0, 0, row, rows[row, R_IOVEC])
+        return
     address, length = rows[row, R_ADDRESS] + rows[row, R_DONE], length_of(rows, row)
     if rows[row, R_OPCODE] == kernel.OP_READV:
         kernel.put_iovec(rows[row, R_IOVEC], address, length)

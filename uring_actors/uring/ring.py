@@ -299,6 +299,11 @@ class IoUringState(RingState):
         if result < 0:
             raise files_error(-result)
 
+    @property
+    def takes_commands(self) -> bool:
+        """See ``RingState``."""
+        return self.sqe128 and self.cqe32
+
     def make_engine(self, requests: Requests) -> Engine:
         """See ``RingState``."""
         self.enable()

@@ -49,6 +49,11 @@ class RingState:
         self._kept: list[GpuMappedBuffer] = []
         self._owner: Owner | None = None
 
+    @property
+    def takes_commands(self) -> bool:
+        """Whether NVMe commands can be sent: entries of 128 and of 32 bytes."""
+        return False
+
     # ── what an engine provides ──────────────────────────────────────────────────────────────────────────────
     def make_engine(self, requests: Requests) -> Engine:
         """Something that moves ``requests`` through this ring, in the thread that calls this first."""

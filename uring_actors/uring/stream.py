@@ -17,6 +17,7 @@ The stream belongs to the thread that uses it first; any other gets a PipelineEr
 from __future__ import annotations
 
 import errno
+import os
 import time
 import weakref
 from collections import deque
@@ -25,8 +26,18 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from uring_actors.errors import DeadlineExceeded, IoUringSyscall, OptionError, PipelineError, QueueFull
-from uring_actors.uring import kernel, requests
+from uring_actors.arena.private import PrivateMemory
+from uring_actors.errors import (
+    DeadlineExceeded,
+    IoUringSyscall,
+    NvmeCommandRefused,
+    NvmePassthroughDisabled,
+    NvmeStatus,
+    OptionError,
+    PipelineError,
+    QueueFull,
+)
+from uring_actors.uring import kernel, nvme, requests
 from uring_actors.uring.buffer import GpuMappedBuffer
 from uring_actors.uring.flight import SLICE_NS, Flight, HasFileno, HeldFile, let_go
 from uring_actors.uring.queue import Words
@@ -64,7 +75,7 @@ class Completion(NamedTuple):
     user_data: int
     bytes: int
     """How many are in memory, from the target on; with an error, those that came before it."""
-    error: IoUringSyscall | None
+    error: IoUringSyscall | NvmeStatus | None
     ended: bool
     """The file ended before all bytes that were asked for."""
 
@@ -138,7 +149,8 @@ class AsyncUringStream:
         self._flight = Flight(ring_state)
         self._state = self._flight.table.state
         self._state[S_TAIL] = megakernel_tail.address
-        self._failures: deque[IoUringSyscall] = deque()
+        self._failures: deque[IoUringSyscall | NvmeStatus] = deque()
+        self._namespaces: dict[tuple[int, int, int], tuple[HeldFile, nvme.NvmeNamespace]] = {}
         self._completions: deque[Completion] = deque(maxlen=_REMEMBERED)
         self._pumped = False
         self._finalizer = weakref.finalize(self, let_go, self._flight)
@@ -226,8 +238,62 @@ class AsyncUringStream:
         self._submit(file, offset, len, chunk_idx * len, chunk_idx, iovs)
 
     def submit_nvme_passthrough(self, fd: int | HasFileno, user_data: int, nvme_sqe_bytes: bytes) -> None:
-        """An NVMe command by URING_CMD."""
-        raise NotImplementedError
+        """Send a 64-byte NVMe Read (URING_CMD) to a generic node, /dev/ngXnY: the command as ``nvme.encode_read``
+        makes it, with an absolute address in the buffer (``buffer.address`` + offset).
+
+        The ring needs ``sqe128`` and ``cqe32``. The completion has the bytes that the drive wrote, or an NvmeStatus.
+        Raises NvmePassthroughDisabled where it is switched off, NvmeCommandRefused (a QueueFull) unless it is a plain
+        Read whose blocks all lie in the buffer, QueueFull where the ring is full.
+        """
+        nvme.require_passthrough()
+        if not self.ring_state.takes_commands:
+            raise NvmePassthroughDisabled(
+                "the ring's set-up", fix="Make it with IoUringState(sqe128=True, cqe32=True), Linux 5.19."
+            )
+        command = nvme.parse_command(nvme_sqe_bytes)
+        with self._flight as flight:
+            self._check_free()
+            self._check_user_data(user_data)
+            file, namespace = self._namespace(fd)
+            nvme.check_command(
+                command,
+                block_size=namespace.block_size,
+                buffer_start=self._buffer.address,
+                buffer_length=len(self._buffer),
+            )
+            if command.nsid != namespace.nsid:
+                raise NvmeCommandRefused(
+                    f"it is for namespace {command.nsid}, and the descriptor is namespace {namespace.nsid}",
+                    device=namespace.device,
+                    fix=f"Encode it with nsid {namespace.nsid}.",
+                )
+            row = int(self._state[S_FREE])
+            if row < 0:
+                raise _queue_full()
+            memory = PrivateMemory(kernel.COMMAND_BYTES)  # zero behind the 64 bytes: timeout and reserved
+            memory.view[: nvme.COMMAND_BYTES] = command.encode()
+            flight.kept[row] = (self._buffer, file, memory, command, namespace)
+            flight.engine.start(
+                kernel.OP_URING_CMD,
+                file.fd,
+                0,
+                nvme.URING_CMD_IO,
+                command.address,
+                command.blocks * namespace.block_size,
+                0,
+                0,
+                memory.address,
+                _signed(user_data),
+            )
+
+    def _namespace(self, fd: int | HasFileno) -> tuple[HeldFile, nvme.NvmeNamespace]:
+        """The namespace behind ``fd``, looked at once: known by the node, which our own descriptor keeps the same."""
+        file = HeldFile(fd)
+        status = os.fstat(file.fd)
+        key = (status.st_dev, status.st_ino, status.st_rdev)
+        if key not in self._namespaces:
+            self._namespaces[key] = file, nvme.namespace_of(file.fd)
+        return self._namespaces[key]
 
     def _table_use(self, index: int) -> _TableUse:
         files = self.ring_state.files
@@ -245,8 +311,21 @@ class AsyncUringStream:
         iovs: Iovecs | None = None,
         buf_index: int | None = None,
     ) -> None:
+        self._check_free()
+        self.submit_for_pump(source, offset, length, target, user_data, buf_index, iovs)
+
+    def submit_for_pump(
+        self,
+        source: int | HasFileno | _TableUse,
+        offset: int,
+        length: int,
+        target: int,
+        user_data: int,
+        buf_index: int | None = None,
+        iovs: Iovecs | None = None,
+    ) -> None:
+        """Any of the reads above, by whoever has the stream."""
         with self._flight as flight:
-            self._check_free()
             self._check_read(offset, length, target, user_data, buf_index or 0)
             row = int(self._state[S_FREE])
             if row < 0:
@@ -265,7 +344,7 @@ class AsyncUringStream:
                 int(self.ring_state.files[file.index, FILE_DIRECT]) if isinstance(file, _TableUse) else file.direct,
                 buf_index or 0,
                 0 if iovec is None else iovec.address,
-                user_data if user_data < _USER_DATA // 2 else user_data - _USER_DATA,
+                _signed(user_data),
             )
 
     def _check_free(self) -> None:
@@ -275,12 +354,16 @@ class AsyncUringStream:
     def _check_read(self, offset: int, length: int, target: int, user_data: int, buf_index: int) -> None:
         if length <= 0 or not 0 <= offset <= _MAX_OFFSET - length:
             raise OptionError(f"{length} bytes at {offset} can't be read from a file")
-        if not 0 <= user_data < _USER_DATA:
-            raise OptionError(f"user_data is 0 to 2⁶⁴ − 1, not {user_data}")
+        self._check_user_data(user_data)
         if not 0 <= buf_index < kernel.MAX_BUFFERS:
             raise OptionError(f"a registered buffer's index is 0 to {kernel.MAX_BUFFERS - 1}, not {buf_index}")
         if not self._buffer.holds(target, length):
             raise _outside(target, length, len(self._buffer))
+
+    @staticmethod
+    def _check_user_data(user_data: int) -> None:
+        if not 0 <= user_data < _USER_DATA:
+            raise OptionError(f"user_data is 0 to 2⁶⁴ − 1, not {user_data}")
 
     # ── completing ───────────────────────────────────────────────────────────────────────────────────────────
     def flush_submissions(self) -> None:
@@ -294,7 +377,7 @@ class AsyncUringStream:
         """Flush, reap all that has completed, and add one to the tail for each success; how many.
 
         Failures are queued: the first is raised after everything was reaped, each later ``poll`` raises the next.
-        Raises IoUringSyscall, of a read with its path and offset.
+        Raises IoUringSyscall, of a read with its path and offset; NvmeStatus, of a command.
         """
         self._check_free()
         done = self.drain()
@@ -355,11 +438,16 @@ class AsyncUringStream:
 
     def _completion(self, row: int) -> Completion:
         words = self._flight.table.rows[row].tolist()
-        error = self._error(words, self._flight.kept[row][1]) if words[R_ERRNO] else None
+        error = self._error(words, self._flight.kept[row]) if words[R_ERRNO] else None
         return Completion(words[R_USER_DATA] % _USER_DATA, words[R_DONE], error, bool(words[R_ENDED]))
 
-    def _error(self, words: list[int], file: HeldFile | _TableUse) -> IoUringSyscall:
-        number = words[R_ERRNO]
+    def _error(self, words: list[int], kept: tuple[Any, ...]) -> IoUringSyscall | NvmeStatus | None:
+        number, file = words[R_ERRNO], kept[1]
+        if words[R_OPCODE] == kernel.OP_URING_CMD:
+            command, namespace = kept[3:]
+            return nvme.completion_error(
+                -number, lba=command.lba, block_size=namespace.block_size, device=namespace.device
+            )
         name = f"read of registered file {words[R_FD]}" if words[R_FIXED_FILE] else "read"
         fix = _FIXES.get(number)
         if number == errno.EFAULT and words[R_OPCODE] == kernel.OP_READ_FIXED:
@@ -487,6 +575,11 @@ def _extents(files: int | Sequence[int], offsets: Any, lengths: Any, targets: An
     except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(f"files, offsets, lengths and targets are no arrays of one length: {error}") from error
     return extents
+
+
+def _signed(user_data: int) -> int:
+    """The same 64 bits, as the table has them."""
+    return user_data if user_data < _USER_DATA // 2 else user_data - _USER_DATA
 
 
 def _take_iovec(iovs: Any) -> _Iovec:
