@@ -43,7 +43,7 @@ class Engine:
         raise NotImplementedError
 
     def held(self) -> int:
-        """How many entries the kernel has taken and not completed."""
+        """How many entries the kernel has, or may take without being told."""
         raise NotImplementedError
 
     def cancel(self, row: int) -> bool:
@@ -79,7 +79,7 @@ class RingEngine(Engine):
         self._check(min(0, requests.reap(*self._all, self.table.extents)))
 
     def held(self) -> int:
-        return int(self._queue[queue.HELD] + (self._queue[queue.QUEUED] if self._queue[queue.SQPOLL] else 0))
+        return queue.held(self._queue)
 
     def cancel(self, row: int) -> bool:
         if queue.room(self._queue) == 0:

@@ -79,6 +79,14 @@ def room(queue: Words) -> int:
 
 
 @hot
+def held(queue: Words) -> int:
+    """How many entries the kernel has, or may take at any time."""
+    if queue[SQPOLL] == 0:
+        return queue[HELD]
+    return queue[HELD] + queue[QUEUED] - ((queue[TAIL] - load_acquire(queue[SQ_TAIL])) & _WRAP)
+
+
+@hot
 def waiting(queue: Words) -> bool:
     """Whether there is a completion to take."""
     return load_acquire(queue[CQ_TAIL]) != load_acquire(queue[CQ_HEAD])

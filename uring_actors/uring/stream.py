@@ -354,11 +354,11 @@ class AsyncUringStream:
     def _check_read(self, offset: int, length: int, target: int, user_data: int, buf_index: int) -> None:
         if length <= 0 or not 0 <= offset <= _MAX_OFFSET - length:
             raise OptionError(f"{length} bytes at {offset} can't be read from a file")
+        if not self._buffer.holds(target, length):
+            raise _outside(target, length, len(self._buffer))
         self._check_user_data(user_data)
         if not 0 <= buf_index < kernel.MAX_BUFFERS:
             raise OptionError(f"a registered buffer's index is 0 to {kernel.MAX_BUFFERS - 1}, not {buf_index}")
-        if not self._buffer.holds(target, length):
-            raise _outside(target, length, len(self._buffer))
 
     @staticmethod
     def _check_user_data(user_data: int) -> None:
