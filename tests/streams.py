@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from uring_actors.errors import UringActorsError
 from uring_actors.uring.buffer import GpuMappedBuffer
@@ -79,3 +80,8 @@ class Pipe:
         if self.reader >= 0:
             os.close(self.reader)
             self.reader = -1
+
+
+def mostly(usual: st.SearchStrategy[int], *odd: int) -> st.SearchStrategy[int]:
+    """Nine times of ten what makes sense."""
+    return st.integers(0, 9).flatmap(lambda n: st.sampled_from(odd) if n == 9 else usual)

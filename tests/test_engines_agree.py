@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.streams import Pipe, content, finish, make_ring
+from tests.streams import Pipe, content, finish, make_ring, mostly
 from uring_actors.errors import UringActorsError
 from uring_actors.uring.buffer import GpuMappedBuffer
 from uring_actors.uring.ring import probe
@@ -25,12 +25,6 @@ SIZE = 1 << 15
 ENTRIES = 8
 PAIR = ("uring", "liburing")
 SIZES = (0, 1, 4095, 4096, 20_000)
-
-
-def mostly(usual: st.SearchStrategy[int], *odd: int) -> st.SearchStrategy[int]:
-    """Nine times of ten what makes sense."""
-    return st.integers(0, 9).flatmap(lambda n: st.sampled_from(odd) if n == 9 else usual)
-
 
 offsets = mostly(st.integers(0, 21_000), -1, 2**63 - 1, 2**63 - 10, 2**64)
 lengths = mostly(st.integers(1, 3000), 0, -1, SIZE, SIZE + 1, 2**31, 2**33)
