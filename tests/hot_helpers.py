@@ -331,6 +331,25 @@ def feed_loop(base, bell, channel, mask, count, seed):
     return count
 
 
+@loop
+def watch_tail(base, tail, order, ring, mask, count):
+    """Watch a pump's tail until it is ``count``. Returns (the tail, slots that it announced and that were EMPTY, how
+    often it was seen to move)."""
+    seen, ahead, looks = 0, 0, 0
+    deadline = a.clock_ns() + DEADLINE_NS
+    while seen < count and a.clock_ns() < deadline:
+        now = a.load_acquire(base + tail)
+        if now == seen:
+            continue
+        looks += 1
+        for position in range(seen, now):
+            slot = a.load_acquire(base + order + 4 * (position & mask))
+            if a.load_acquire(base + ring + slot * abi.RING_SLOT_BYTES) == abi.EMPTY:
+                ahead += 1
+        seen = now
+    return seen, ahead, looks
+
+
 # ── where they run ───────────────────────────────────────────────────────────────────────────────────────────
 
 

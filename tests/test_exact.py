@@ -121,7 +121,9 @@ def check(tree: Path, wanted: set[oracle.Row], **options: object) -> None:
 
 @pytest.mark.parametrize("slot_bytes", [65536, 1 << 20])
 @pytest.mark.parametrize("io", ["direct", "buffered"])
-@pytest.mark.parametrize(("io_engine", "sqpoll"), [("uring", "off"), ("uring", "on"), ("pread", "off")])
+@pytest.mark.parametrize(
+    ("io_engine", "sqpoll"), [("uring", "off"), ("uring", "on"), ("pread", "off"), ("liburing", "off")]
+)
 def test_threads(
     tree: Path, wanted: set[oracle.Row], slot_bytes: int, io: str, io_engine: str, sqpoll: str, need_uring: object
 ) -> None:

@@ -21,12 +21,14 @@ from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import OptionError, PipelineError
 from uring_actors.uring import kernel, ring, work
+from uring_actors.uring import verdict as rules
 from uring_actors.uring.lane import UringLane
 from uring_actors.uring.pread import PreadLane
+from uring_actors.uring.reference_lane import LiburingLane
 from uring_actors.uring.ring import probe
 from uring_actors.uring.work import Geometry, Job, Lane
 
-ENGINES = ["uring", "sqpoll", "pread"]
+ENGINES = ["uring", "sqpoll", "pread", "liburing"]
 GEOMETRY = Geometry(payload=16384, lead=4096, halo=199)
 PLAIN = Geometry(payload=4096, lead=0, halo=0)
 
@@ -36,6 +38,9 @@ def make_lane(engine: str, arena: Arena, geometry: Geometry, number: int = 0, **
         return PreadLane(arena, number, geometry, **options)
     if not probe().available:
         pytest.skip(f"no io_uring here: {probe().error}")
+    if engine == "liburing":
+        pytest.importorskip("liburing")
+        return LiburingLane(arena, number, geometry, **options)
     return UringLane(arena, number, geometry, sqpoll=engine == "sqpoll", **options)
 
 
@@ -260,34 +265,34 @@ PASSING = (errno.EAGAIN, errno.EINTR, errno.ECANCELED)
 def test_every_errno_is_retried_or_fails() -> None:
     for number in range(1, 134):
         for retries in range(12):
-            expected = work.RETRY if number in PASSING and retries < 8 else work.FAIL
-            assert work.judge(-number, 0, 100, 0, retries) == expected
-            assert work.judge(-number, 4096, 8192, 1, retries) == expected
+            expected = rules.RETRY if number in PASSING and retries < 8 else rules.FAIL
+            assert rules.judge(-number, 0, 100, 0, retries) == expected
+            assert rules.judge(-number, 4096, 8192, 1, retries) == expected
 
 
 def test_short_reads_buffered() -> None:
     for want in range(1, 40):
         for done in range(want):
             for res in range(want - done + 5):
-                expected = work.WHOLE if done + res >= want else work.END if res == 0 else work.MORE
-                assert work.judge(res, done, want, 0, 0) == expected
-                assert work.resume_at(done + res, 0) == done + res
+                expected = rules.WHOLE if done + res >= want else rules.END if res == 0 else rules.MORE
+                assert rules.judge(res, done, want, 0, 0) == expected
+                assert rules.resume_at(done + res, 0) == done + res
 
 
 def test_short_direct_reads_go_on_from_the_border_below_and_end() -> None:
-    block = work.BLOCK
+    block = rules.BLOCK
     edges = [n + d for n in range(0, 5 * block, block) for d in (-1, 0, 1, 199) if n + d >= 0]
     for want in edges[1:]:
         for done in range(0, want, block):
             for res in edges:
-                verdict = work.judge(res, done, want, 1, 0)
+                verdict = rules.judge(res, done, want, 1, 0)
                 if done + res >= want:
-                    assert verdict == work.WHOLE
+                    assert verdict == rules.WHOLE
                 elif res < block:
-                    assert verdict == work.END
+                    assert verdict == rules.END
                 else:
-                    assert verdict == work.MORE
-                    after = work.resume_at(done + res, 1)
+                    assert verdict == rules.MORE
+                    after = rules.resume_at(done + res, 1)
                     assert after % block == 0
                     assert done < after <= done + res  # it always gets on, and skips nothing
 
@@ -303,12 +308,12 @@ def test_a_file_of_any_real_size_is_read_to_its_end() -> None:
             res = min(length, max(0, real - done))
             if res > 8192 and dice.random() < 0.5:
                 res = dice.randrange(1, res // 4096) * 4096 if direct else dice.randrange(1, res)
-            verdict = work.judge(res, done, want, int(direct), 0)
+            verdict = rules.judge(res, done, want, int(direct), 0)
             bytes_here = done + res
-            if verdict != work.MORE:
+            if verdict != rules.MORE:
                 break
-            done = work.resume_at(bytes_here, int(direct))
-        assert verdict == (work.WHOLE if real >= want else work.END)
+            done = rules.resume_at(bytes_here, int(direct))
+        assert verdict == (rules.WHOLE if real >= want else rules.END)
         assert min(bytes_here, want) == min(real, want)
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ from uring_actors.uring.work import Geometry
 GEOMETRY = Geometry(payload=16384, lead=4096, halo=199)
 ENGINES = [
     "pread",
+    pytest.param(
+        "liburing",
+        marks=pytest.mark.skipif(find_spec("liburing") is None or not probe().available, reason="no liburing here"),
+    ),
     pytest.param("uring", marks=pytest.mark.skipif(not probe().available, reason=f"no io_uring: {probe().error}")),
 ]
 

@@ -15,7 +15,7 @@ import pytest
 
 from uring_actors.errors import IoUringSyscall, IoUringUnavailable, MemlockTooSmall, OptionError
 from uring_actors.uring import kernel, ring
-from uring_actors.uring.ring import IoUringRing, probe, setup_error, sqpoll_choice
+from uring_actors.uring.ring import IoUringState, probe, setup_error, sqpoll_choice
 
 needs_io_uring = pytest.mark.skipif(not probe().available, reason=f"no io_uring here: {probe().error}")
 TESTS = Path(__file__).parent
@@ -111,7 +111,7 @@ def test_a_negative_result_keeps_its_sign() -> None:
 
 
 # ── set-up ───────────────────────────────────────────────────────────────────────────────────────────────────
-def read_once(made: IoUringRing, fd: int, fixed: int, address: int, length: int) -> int:
+def read_once(made: IoUringState, fd: int, fixed: int, address: int, length: int) -> int:
     """One READ_FIXED, by hand; its result."""
     words = made.addresses
     tail = ctypes.c_uint32.from_address(words.sq_tail)
@@ -144,7 +144,7 @@ def test_reads_with_every_set_of_flags(
     memory = mmap.mmap(-1, 16384)
     pin = ctypes.c_char.from_buffer(memory)
     address = ctypes.addressof(pin)
-    made = IoUringRing(8, 16, sqpoll, sqpoll_idle_ms=20)
+    made = IoUringState(8, 16, sqpoll, sqpoll_idle_ms=20)
     made.register_buffers([(address, 8192)])
     made.register_files(4)
     made.enable()
@@ -170,7 +170,7 @@ def test_reads_with_every_set_of_flags(
 def test_the_ring_belongs_to_the_thread_that_enabled_it() -> None:
     import threading
 
-    made = IoUringRing(2, 4)
+    made = IoUringState(2, 4)
     if not made.flags & kernel.SETUP_SINGLE_ISSUER:
         made.close()
         pytest.skip("this kernel has no SINGLE_ISSUER")
@@ -187,12 +187,12 @@ def test_the_ring_belongs_to_the_thread_that_enabled_it() -> None:
 @pytest.mark.parametrize(("entries", "completions"), [(0, 4), (8, 4), (1 << 20, 1 << 21)])
 def test_senseless_sizes(entries: int, completions: int) -> None:
     with pytest.raises(OptionError):
-        IoUringRing(entries, completions)
+        IoUringState(entries, completions)
 
 
 @needs_io_uring
 def test_senseless_buffers() -> None:
-    made = IoUringRing(2, 4)
+    made = IoUringState(2, 4)
     for bad in ([], [(0, 4096)], [(4096, 0)], [(4096, (1 << 30) + 1)]):
         with pytest.raises(OptionError):
             made.register_buffers(bad)
@@ -255,14 +255,14 @@ def test_memlock_too_small() -> None:
     text = child("""
         import ctypes, mmap, os, resource
         from uring_actors.errors import MemlockTooSmall
-        from uring_actors.uring.ring import IoUringRing, has_ipc_lock
+        from uring_actors.uring.ring import IoUringState, has_ipc_lock
         import uring_actors.uring.ring as ring
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         assert not has_ipc_lock()
         memory = mmap.mmap(-1, 8 << 20)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        made = IoUringRing(2, 4)
+        made = IoUringState(2, 4)
         for check in (ring.check_memlock, lambda needed: None):     # before the kernel says so, and after
             ring.check_memlock = check
             try:

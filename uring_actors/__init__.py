@@ -11,13 +11,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uring_actors.config import ScanOptions
     from uring_actors.errors import UringActorsError
+    from uring_actors.ingest import IngestDriver
+    from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
     from uring_actors.ops.match.pattern import Literal, Regex
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
+    from uring_actors.uring.buffer import GpuMappedBuffer
+    from uring_actors.uring.pump import UringMegakernelPump
+    from uring_actors.uring.reference import LiburingState
+    from uring_actors.uring.ring import IoUringState
+    from uring_actors.uring.stream import AsyncUringStream, Completion, Iovecs
+    from uring_actors.uring.tail import AtomicTail
+    from uring_actors.uring.telemetry import IngestTelemetry
 
 _HOMES = {
+    "AsyncUringStream": "uring_actors.uring.stream",
+    "AtomicTail": "uring_actors.uring.tail",
+    "Completion": "uring_actors.uring.stream",
+    "GpuMappedBuffer": "uring_actors.uring.buffer",
+    "IngestDriver": "uring_actors.ingest",
+    "IngestTelemetry": "uring_actors.uring.telemetry",
+    "IoUringState": "uring_actors.uring.ring",
+    "Iovecs": "uring_actors.uring.stream",
+    "LiburingState": "uring_actors.uring.reference",
     "Literal": "uring_actors.ops.match.pattern",
+    "Megakernel": "uring_actors.megakernel.megakernel",
     "Nop": "uring_actors.ops.bytesum",
     "Regex": "uring_actors.ops.match.pattern",
     "Scan": "uring_actors.scanning",
@@ -25,11 +44,22 @@ _HOMES = {
     "ScanStats": "uring_actors.results.stats",
     "Touch": "uring_actors.ops.bytesum",
     "UringActorsError": "uring_actors.errors",
+    "UringMegakernelPump": "uring_actors.uring.pump",
     "scan": "uring_actors.scanning",
 }
 
 __all__ = [
+    "AsyncUringStream",
+    "AtomicTail",
+    "Completion",
+    "GpuMappedBuffer",
+    "IngestDriver",
+    "IngestTelemetry",
+    "IoUringState",
+    "Iovecs",
+    "LiburingState",
     "Literal",
+    "Megakernel",
     "Nop",
     "Regex",
     "Scan",
@@ -37,6 +67,7 @@ __all__ = [
     "ScanStats",
     "Touch",
     "UringActorsError",
+    "UringMegakernelPump",
     "scan",
 ]
 

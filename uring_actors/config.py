@@ -29,7 +29,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "engine": ("ray", "threads"),
         "backend": ("auto", "cuda", "cpu"),
-        "io_engine": ("auto", "uring", "pread"),
+        "io_engine": ("auto", "uring", "pread", "liburing"),
         "io": ("auto", "direct", "buffered"),
         "sqpoll": ("auto", "on", "off"),
     }
@@ -55,7 +55,8 @@ class ScanOptions:
     backend: str = "auto"
     """Where the kernel runs. ``"auto"``: on the GPU where one works and has the operation, else on the CPU."""
     io_engine: str = "auto"
-    """``"auto"`` is ``"uring"`` where io_uring is permitted, else ``"pread"`` with a warning."""
+    """``"auto"`` is ``"uring"`` where io_uring is permitted, else ``"pread"`` with a warning. ``"liburing"``, the
+    reference, reads through that library's binding (x86-64): slower, for comparison."""
     io: str = "auto"
     """``"direct"``: O_DIRECT, past the page cache. ``"auto"`` is for the reader to choose by file system."""
     sqpoll: str = "auto"

@@ -7,8 +7,13 @@
     ├── ArenaError                        shared memory can't be created, or what was attached is not ours
     └── PipelineError                     the running pipeline
         ├── QueueFull                     backpressure: try again after completions were reaped
+        │   └── NvmeCommandRefused        64 bytes that the library won't hand to a drive
         ├── IoUringSyscall                a system call of io_uring failed
+        │   ├── ChunkFailed               a pump's read failed; names chunk and ring slot
         │   └── IoUringUnavailable        io_uring is not permitted or not supported here
+        ├── NvmePassthroughDisabled       NVMe passthrough was switched off
+        ├── NvmeStatus                    the drive itself answered with an error
+        ├── NativePathUnavailable         NVMe → GPU memory can't be had here; says what to install
         ├── MemlockTooSmall               RLIMIT_MEMLOCK doesn't allow the registered buffers
         ├── DeadlineExceeded              a wait ran out; names what was waited for
         └── NodeFailed                    a part of a node's pipeline died
@@ -126,12 +131,72 @@ class QueueFull(PipelineError):
         self.queue = queue
 
 
+class NvmeCommandRefused(QueueFull):
+    """An NVMe command that is not handed to a drive, for what ``reason`` says. It is a QueueFull because the
+    reference interface has it so; unlike one, it comes again however often the same bytes are submitted."""
+
+    def __init__(self, reason: str, *, fix: str, **fields: Any) -> None:
+        PipelineError.__init__(self, f"NVMe command refused: {reason}", fix=fix, **fields)
+        self.queue = "NVMe passthrough"
+        self.reason = reason
+
+
+class NvmePassthroughDisabled(PipelineError):
+    """NVMe passthrough was switched off, by what ``switch`` names."""
+
+    def __init__(self, switch: str, *, fix: str, **fields: Any) -> None:
+        super().__init__(f"NVMe passthrough is switched off by {switch}", fix=fix, **fields)
+        self.switch = switch
+
+
+class NvmeStatus(PipelineError):
+    """The drive answered a command with ``status``: the 15 bits as the kernel hands them on (NVMe base
+    specification, "Status Field Definition"), without the phase bit.
+
+    code: the status code; code_type: its type (0 generic, 1 command specific, 2 media and data integrity, 3 path
+    related, 7 vendor specific); dnr: "do not retry", the same command will fail again; more: the drive's error log
+    tells more; lba: the command's first block, in the namespace's own blocks.
+    """
+
+    def __init__(self, status: int, name: str, *, lba: int | None = None, **fields: Any) -> None:
+        again = ", not to be retried" if status & 0x4000 else ""
+        where = "" if lba is None else f"; from LBA {lba}"
+        super().__init__(f"NVMe status {status:#06x}: {name}{again}{where}", **fields)
+        self.status = status
+        self.name = name
+        self.code = status & 0xFF
+        self.code_type = status >> 8 & 7
+        self.more = bool(status & 0x2000)
+        self.dnr = bool(status & 0x4000)
+        self.lba = lba
+
+
+class NativePathUnavailable(PipelineError):
+    """NVMe → GPU memory can't be had: ``state`` is Disabled or Unavailable, ``reason`` says what is missing."""
+
+    def __init__(self, state: str, reason: str, *, fix: str, **fields: Any) -> None:
+        super().__init__(f"the native path is {state.lower()}: {reason}", fix=fix, **fields)
+        self.state = state
+        self.reason = reason
+
+
 class IoUringSyscall(PipelineError):
     """``syscall`` returned ``errno``."""
 
     def __init__(self, syscall: str, errno: int, *, fix: str | None = None, **fields: Any) -> None:
         super().__init__(f"{syscall} failed", errno=errno, fix=fix, **fields)
         self.syscall = syscall
+
+
+class ChunkFailed(IoUringSyscall):
+    """The read of a pump's ``chunk`` failed; its ring ``slot`` was not published and may be used again."""
+
+    def __init__(
+        self, chunk: int, slot: int, syscall: str, errno: int, *, fix: str | None = None, **fields: Any
+    ) -> None:
+        super().__init__(f"{syscall} of chunk {chunk} (ring slot {slot})", errno, fix=fix, **fields)
+        self.chunk = chunk
+        self.slot = slot
 
 
 class IoUringUnavailable(IoUringSyscall):

@@ -87,7 +87,7 @@ class NodeSpec:
             options=options,
             backend=backend,
             io_engine=io_engine,
-            sqpoll=io_engine == "uring" and resolve_sqpoll(cores, lanes, options.sqpoll),
+            sqpoll=io_engine != "pread" and resolve_sqpoll(cores, lanes, options.sqpoll),
             kernel_threads=options.kernel_threads or cores,
             spins=100 if cores <= _FEW_CORES else 2000,
             notes=tuple(text for text in (note, why_not) if text),

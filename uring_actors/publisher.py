@@ -16,7 +16,8 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
 from uring_actors.loop import SLICE_NS, LoopThread
 from uring_actors.megakernel import feed
-from uring_actors.uring.work import BLOCK, Geometry, round_up
+from uring_actors.uring.verdict import BLOCK
+from uring_actors.uring.work import Geometry, round_up
 
 
 @dataclass(frozen=True, slots=True)

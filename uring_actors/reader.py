@@ -28,10 +28,13 @@ from typing import Any, Final, Protocol
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
+from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import DeadlineExceeded, MemlockTooSmall, NodeFailed, OptionError, PipelineError
 from uring_actors.uring.lane import UringLane
 from uring_actors.uring.pagecache import mostly_cached
 from uring_actors.uring.pread import PreadLane
+from uring_actors.uring.reference import binding
+from uring_actors.uring.reference_lane import LiburingLane
 from uring_actors.uring.ring import check_memlock, probe
 from uring_actors.uring.work import (
     C_EXTENTS,
@@ -39,7 +42,6 @@ from uring_actors.uring.work import (
     Job,
     Lane,
     LaneStats,
-    PrivateMemory,
     get_ready,
     never_mind,
     ring_bell,
@@ -68,17 +70,23 @@ class FileEntry(Protocol):
     def inode(self) -> int: ...
 
 
+ENGINES: Final = ("uring", "pread", "liburing")
+
+
 # ── which engine ─────────────────────────────────────────────────────────────────────────────────────────────
 def choose_io_engine(mode: str, buffer_bytes: int = 0) -> tuple[str, str | None]:
-    """The engine for ``--io-engine`` auto, uring or pread; and, where auto takes pread, the warning that says why
-    and how to get io_uring. ``buffer_bytes``: what one process will register.
+    """The engine for ``--io-engine`` auto, uring, pread or liburing; and, where auto takes pread, the warning that
+    says why and how to get io_uring. ``buffer_bytes``: what one process will register.
 
-    ``uring`` insists: raises IoUringUnavailable, MemlockTooSmall or IoUringSyscall.
+    ``uring`` and ``liburing`` insist: they raise IoUringUnavailable, MemlockTooSmall or IoUringSyscall; ``liburing``
+    also OptionError where the binding can't be had.
     """
-    if mode not in ("auto", "uring", "pread"):
-        raise OptionError(f"io_engine is auto, uring or pread, not {mode!r}")
+    if mode not in ("auto", *ENGINES):
+        raise OptionError(f"io_engine is auto, {' or '.join(ENGINES)}, not {mode!r}")
     if mode == "pread":
         return "pread", None
+    if mode == "liburing":
+        binding()
     error = probe().error
     if error is None:
         try:
@@ -86,8 +94,8 @@ def choose_io_engine(mode: str, buffer_bytes: int = 0) -> tuple[str, str | None]
         except MemlockTooSmall as small:
             error = small
     if error is None:
-        return "uring", None
-    if mode == "uring":
+        return "uring" if mode == "auto" else mode, None
+    if mode != "auto":
         raise error
     return "pread", pread_note(error)
 
@@ -162,7 +170,7 @@ class Reader:
     """Reads the files of one device. See the module's page for its life.
 
     arena, lanes: the reader runs these lanes of the arena, one thread and one share of the data slots each.
-    device: for messages and thread names. io_engine: uring or pread (``choose_io_engine`` decides). io: auto,
+    device: for messages and thread names. io_engine: of ENGINES (``choose_io_engine`` decides). io: auto,
     direct or buffered. depth: the most reads in flight in a lane. run_extents: how many extents of a large file
     go to one lane in a piece. queue_files: how many files ``submit`` takes before it blocks. max_open: the most
     descriptors.
@@ -190,8 +198,8 @@ class Reader:
         slice_ms: float = 10.0,
         spin: int = 200,
     ) -> None:
-        if io_engine not in ("uring", "pread"):
-            raise OptionError(f"a reader's io_engine is uring or pread, not {io_engine!r}")
+        if io_engine not in ENGINES:
+            raise OptionError(f"a reader's io_engine is {' or '.join(ENGINES)}, not {io_engine!r}")
         if io not in ("auto", "direct", "buffered"):
             raise OptionError(f"io is auto, direct or buffered, not {io!r}")
         if not lanes or min(run_extents, queue_files) < 1 or (max_open is not None and max_open < 1):
@@ -251,6 +259,8 @@ class Reader:
         }
         if self.io_engine == "pread":
             return PreadLane(self.arena, number, self.geometry, **options)
+        if self.io_engine == "liburing":
+            return LiburingLane(self.arena, number, self.geometry, sqpoll=self._ring_options["sqpoll"], **options)
         return UringLane(self.arena, number, self.geometry, **self._ring_options, **options)
 
     def submit(self, files: Sequence[FileEntry], seconds: float | None = None) -> None:

@@ -24,7 +24,7 @@ class ScanStats:
     backend: str = "cpu"
     """Where the megakernel runs."""
     io_engine: str = "uring"
-    """``"uring"`` or ``"pread"``: what was chosen, not what was asked for."""
+    """``"uring"``, ``"pread"`` or ``"liburing"``: what was chosen, not what was asked for."""
     io: str = "direct"
     """``"direct"`` or ``"buffered"``."""
     sqpoll: bool = False

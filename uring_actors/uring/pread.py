@@ -11,6 +11,7 @@ from typing import ClassVar
 from uring_actors.arena import bell
 from uring_actors.arena.atomics import SYS_PREAD64, clock_ns, load_acquire, syscall
 from uring_actors.hot import hot
+from uring_actors.uring.verdict import MORE, RETRY
 from uring_actors.uring.work import (
     ABORT,
     BAD_COUNT,
@@ -24,7 +25,6 @@ from uring_actors.uring.work import (
     FREE,
     J_DIRECT,
     J_FD,
-    MORE,
     NO_ROOM,
     OUTBOX_BELL,
     PUBLISHER_BELL,
@@ -32,7 +32,6 @@ from uring_actors.uring.work import (
     R_DONE,
     R_JOB,
     R_OFFSET,
-    RETRY,
     SLICE_OVER,
     STOP,
     Lane,

@@ -2,8 +2,8 @@
 
     created (set up, perhaps disabled) → enabled, by the thread that submits → closed
 
-The loop in ``lane.py`` works on the mapped rings through the addresses that this class gives; nothing here is
-called for a read. Who writes what: SQ tail, SQEs, CQ head: the lane's thread; SQ head, CQ tail, CQEs: the kernel.
+A lane or a stream owns the ring and works on its mapped queues through ``queue`` (see ``queue.py``, who writes what
+too); nothing here is called for a read.
 
 Set-up asks for the fastest flags first and steps down where a kernel answers EINVAL (5.11 is the oldest that has
 everything needed). Every errno of set-up becomes an error that says why and what to do.
@@ -17,13 +17,19 @@ import functools
 import mmap
 import os
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from uring_actors.arena import abi
+from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import IoUringSyscall, IoUringUnavailable, MemlockTooSmall, OptionError
-from uring_actors.uring import kernel
+from uring_actors.uring import kernel, queue
+from uring_actors.uring.engine import Engine, RingEngine
+from uring_actors.uring.requests import Requests
+from uring_actors.uring.state import RingState
 
 _DISABLED = Path("/proc/sys/kernel/io_uring_disabled")
 _CAP_IPC_LOCK: Final = 14
@@ -60,8 +66,8 @@ def _not_permitted() -> str:
     )
 
 
-def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False) -> Exception:
-    """The error for a failed io_uring_setup(2), by its errno."""
+def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False, big: bool = False) -> Exception:
+    """The error for a failed io_uring_setup(2), by its errno. ``big``: SQE128 or CQE32 was asked for."""
     if number == errno.EPERM or number == errno.EACCES:
         return IoUringUnavailable("io_uring_setup", number, fix=f"{_not_permitted()} {_PREAD}")
     if number == errno.ENOSYS:
@@ -78,6 +84,7 @@ def setup_error(number: int, *, entries: int = 0, sqpoll: bool = False) -> Excep
         return IoUringSyscall("io_uring_setup", number, fix="Raise the limit of open files (ulimit -n).")
     if number == errno.EINVAL:
         what = "SQPOLL's CPU may not exist, or " if sqpoll else ""
+        what += "the kernel is older than 5.19 and has no SQE128 and CQE32, or " if big else ""
         return IoUringSyscall(
             "io_uring_setup", number, fix=f"{what}{entries} entries are not between 1 and {kernel.MAX_ENTRIES}."
         )
@@ -124,31 +131,40 @@ class RingAddresses:
     cq_overflow: int
     cq_entries: int
     cqes: int
+    sqe_shift: int = kernel.SQE_SHIFT  # log2 of an entry's bytes
+    cqe_shift: int = kernel.CQE_SHIFT
 
 
-class IoUringRing:
-    """An io_uring with ``entries`` submission and ``cq_entries`` completion entries (powers of two).
+class IoUringState(RingState):
+    """An io_uring with ``entries`` submission and ``cq_entries`` completion entries (the kernel rounds up to powers
+    of two; without ``cq_entries``, twice as many).
 
-    Where ``flags`` has R_DISABLED, the thread that will submit calls ``enable`` first: the ring then belongs to
-    it alone, and ``update_file`` and submissions from another thread fail (EEXIST). Buffers and files are
-    registered before that, by anybody.
+    Where ``flags`` has R_DISABLED, the thread that will submit calls ``enable`` first (a stream does): the ring then
+    belongs to it alone, and ``update_file`` and submissions from another thread fail (EEXIST). Buffers and files
+    are registered before that, by anybody.
 
     sqpoll_idle_ms: after how much idleness the kernel's poller sleeps; sqpoll_cpu: the core that it is bound to.
-    Raises IoUringUnavailable, MemlockTooSmall, IoUringSyscall.
+    sqe128, cqe32: entries of 128 and of 32 bytes (5.19), for NVMe passthrough, which needs both; the addresses say
+    the strides. Raises IoUringUnavailable, MemlockTooSmall, IoUringSyscall.
     """
 
     def __init__(
         self,
-        entries: int,
-        cq_entries: int,
+        entries: int = 64,
+        cq_entries: int | None = None,
         sqpoll: bool = False,
         sqpoll_idle_ms: int = 50,
         sqpoll_cpu: int | None = None,
+        sqe128: bool = False,
+        cqe32: bool = False,
     ) -> None:
+        super().__init__()
+        cq_entries = 2 * entries if cq_entries is None else cq_entries
         if not (0 < entries <= kernel.MAX_ENTRIES and entries <= cq_entries <= 2 * kernel.MAX_ENTRIES):
             raise OptionError(f"{entries} submission and {cq_entries} completion entries make no ring")
         self.sqpoll = sqpoll
-        self._closed = False
+        self.sqe128 = sqe128
+        self.cqe32 = cqe32
         self._enabled = False
         self._pins: list[Any] = []
         self._maps: list[mmap.mmap] = []
@@ -158,6 +174,9 @@ class IoUringRing:
         try:
             self._require(kernel.FEAT_SINGLE_MMAP | kernel.FEAT_NODROP | kernel.FEAT_EXT_ARG)
             self.addresses = self._map(params)
+            self.entries = self.addresses.sq_entries
+            self._words = PrivateMemory(abi.CACHE_LINE + kernel.UPDATE_TOTAL)
+            self.queue = self._queue_words()
         except BaseException:
             self.close()
             raise
@@ -166,6 +185,7 @@ class IoUringRing:
         base = kernel.SETUP_CQSIZE | (kernel.SETUP_SQPOLL if self.sqpoll else 0)
         if self.sqpoll and cpu is not None:
             base |= kernel.SETUP_SQ_AFF
+        base |= (kernel.SETUP_SQE128 if self.sqe128 else 0) | (kernel.SETUP_CQE32 if self.cqe32 else 0)
         result = -errno.EINVAL
         for extra in _flag_ladder(self.sqpoll):
             params = kernel.Params(flags=base | extra, cq_entries=cq_entries)
@@ -176,7 +196,7 @@ class IoUringRing:
             if result != -errno.EINVAL:
                 break
         if result < 0:
-            raise setup_error(-result, entries=entries, sqpoll=self.sqpoll)
+            raise setup_error(-result, entries=entries, sqpoll=self.sqpoll, big=self.sqe128 or self.cqe32)
         return result, params
 
     def _require(self, features: int) -> None:
@@ -188,9 +208,11 @@ class IoUringRing:
     def _map(self, params: kernel.Params) -> RingAddresses:
         # One mapping holds both rings (FEAT_SINGLE_MMAP), a second one the SQEs.
         array = 0 if self.flags & kernel.SETUP_NO_SQARRAY else params.sq_off.array + params.sq_entries * 4
-        size = max(array, params.cq_off.cqes + params.cq_entries * kernel.CQE_BYTES)
+        sqe_shift = kernel.SQE128_SHIFT if self.sqe128 else kernel.SQE_SHIFT
+        cqe_shift = kernel.CQE32_SHIFT if self.cqe32 else kernel.CQE_SHIFT
+        size = max(array, params.cq_off.cqes + (params.cq_entries << cqe_shift))
         ring = self._pinned(size, kernel.OFF_SQ_RING)
-        sqes = self._pinned(params.sq_entries * kernel.SQE_BYTES, kernel.OFF_SQES)
+        sqes = self._pinned(params.sq_entries << sqe_shift, kernel.OFF_SQES)
         if array:  # entry n of the array stays n for ever: the indirection is not used
             indices = (ctypes.c_uint32 * params.sq_entries).from_address(ring + params.sq_off.array)
             indices[:] = range(params.sq_entries)
@@ -207,6 +229,8 @@ class IoUringRing:
             cq_overflow=ring + cq.overflow,
             cq_entries=params.cq_entries,
             cqes=ring + cq.cqes,
+            sqe_shift=sqe_shift,
+            cqe_shift=cqe_shift,
         )
 
     def _pinned(self, size: int, offset: int) -> int:
@@ -216,42 +240,56 @@ class IoUringRing:
         self._pins.append(pin)
         return ctypes.addressof(pin)
 
+    def _queue_words(self) -> queue.Words:
+        ring, words = self.addresses, self._words.address
+        update = words + abi.CACHE_LINE
+        values = {
+            queue.RING: ring.fd,
+            queue.SQ_HEAD: ring.sq_head,
+            queue.SQ_TAIL: ring.sq_tail,
+            queue.SQ_FLAGS: ring.sq_flags,
+            queue.SQ_MASK: ring.sq_entries - 1,
+            queue.SQES: ring.sqes,
+            queue.CQ_HEAD: ring.cq_head,
+            queue.CQ_TAIL: ring.cq_tail,
+            queue.CQ_OVERFLOW: ring.cq_overflow,
+            queue.CQ_MASK: ring.cq_entries - 1,
+            queue.CQES: ring.cqes,
+            queue.SQPOLL: int(self.sqpoll),
+            queue.ARG: words,
+            queue.UPDATE: update,
+            queue.SQE_SHIFT: ring.sqe_shift,
+            queue.CQE_SHIFT: ring.cqe_shift,
+        }
+        row: queue.Words = np.zeros(queue.QUEUE_WORDS, np.int64)
+        for index, value in values.items():
+            row[index] = value
+        view = self._words.view
+        view[kernel.ARG_TIMESPEC : kernel.ARG_TIMESPEC + 8] = (words + kernel.ARG_SECONDS).to_bytes(8, "little")
+        start = abi.CACHE_LINE + kernel.UPDATE_FDS
+        view[start : start + 8] = (update + kernel.UPDATE_FD).to_bytes(8, "little")
+        return row
+
     def _register(self, opcode: int, address: int, count: int) -> int:
-        if self._closed:
-            raise IoUringSyscall("io_uring_register", errno.EBADF, fix="The ring is closed.")
         return _syscall(kernel.SYS_REGISTER, self.fd, opcode, address, count)
 
-    def register_buffers(self, buffers: Sequence[tuple[int, int]]) -> None:
-        """Pin ``buffers``, (address, length in bytes) each, at most 1 GiB. Raises MemlockTooSmall."""
-        for address, length in buffers:
-            if address <= 0 or not 0 < length <= kernel.MAX_BUFFER_BYTES:
-                raise OptionError(f"a registered buffer has 1 to {kernel.MAX_BUFFER_BYTES} bytes, not {length}")
-        if not 0 < len(buffers) <= kernel.MAX_BUFFERS:
-            raise OptionError(f"1 to {kernel.MAX_BUFFERS} buffers can be registered, not {len(buffers)}")
-        needed = sum(length for _, length in buffers)
+    def _register_buffers(self, ranges: list[tuple[int, int]]) -> None:
+        needed = sum(length for _, length in ranges)
         check_memlock(needed)
-        vectors = (kernel.Iovec * len(buffers))(*[kernel.Iovec(a, n) for a, n in buffers])
+        vectors = (kernel.Iovec * len(ranges))(*[kernel.Iovec(a, n) for a, n in ranges])
         result = _syscall_retrying(
-            lambda: self._register(kernel.REGISTER_BUFFERS, ctypes.addressof(vectors), len(buffers))
+            lambda: self._register(kernel.REGISTER_BUFFERS, ctypes.addressof(vectors), len(ranges))
         )
-        if result == -errno.ENOMEM:
-            # The limit counts for all of a user's processes, and root of a user namespace isn't exempt.
-            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-            if limit != resource.RLIM_INFINITY:
-                raise MemlockTooSmall(needed=needed, limit=limit)
         if result < 0:
-            raise IoUringSyscall("io_uring_register (buffers)", -result)
+            raise buffers_error(-result, needed)
 
-    def register_files(self, count: int) -> None:
-        """A table of ``count`` fixed files, all empty."""
-        table = (ctypes.c_int32 * count)(*[-1] * count)
-        result = self._register(kernel.REGISTER_FILES, ctypes.addressof(table), count)
+    def _register_files(self, fds: list[int]) -> None:
+        table = (ctypes.c_int32 * len(fds))(*fds)
+        result = self._register(kernel.REGISTER_FILES, ctypes.addressof(table), len(fds))
         if result < 0:
-            fix = "Raise the limit of open files (ulimit -n)." if result == -errno.EMFILE else None
-            raise IoUringSyscall("io_uring_register (files)", -result, fix=fix)
+            raise files_error(-result)
 
-    def update_file(self, index: int, fd: int) -> None:
-        """Put ``fd`` (−1: nothing) in the table at ``index``. Reads in flight keep the file that they have."""
+    def _update_file(self, index: int, fd: int) -> None:
         update = (ctypes.c_uint32 * (kernel.UPDATE_TOTAL // 4))()
         base = ctypes.addressof(update)
         update[kernel.UPDATE_OFFSET // 4] = index
@@ -259,7 +297,17 @@ class IoUringRing:
         ctypes.c_uint64.from_address(base + kernel.UPDATE_FDS).value = base + kernel.UPDATE_FD
         result = self._register(kernel.REGISTER_FILES_UPDATE, base, 1)
         if result < 0:
-            raise IoUringSyscall("io_uring_register (file update)", -result)
+            raise files_error(-result)
+
+    @property
+    def takes_commands(self) -> bool:
+        """See ``RingState``."""
+        return self.sqe128 and self.cqe32
+
+    def make_engine(self, requests: Requests) -> Engine:
+        """See ``RingState``."""
+        self.enable()
+        return RingEngine(self.queue, requests)
 
     def enable(self) -> None:
         """Make the calling thread the one that submits. Once; nothing where the ring was never disabled."""
@@ -271,15 +319,51 @@ class IoUringRing:
                 raise IoUringSyscall("io_uring_register (enable)", -result)
         self._enabled = True
 
-    def close(self) -> None:
-        """Unmap and close; idempotent. The owner has seen to it that nothing is in flight."""
-        if self._closed:
-            return
-        self._closed = True
+    def enter(self, submit: int, wait: int, timeout_ns: int | None = None) -> int:
+        """io_uring_enter(2): hand over ``submit`` entries, wait for ``wait`` completions (``timeout_ns``: at most so
+        long); how many entries the kernel took, or −errno. For callers in Python; a lane's loop has its own."""
+        if self.closed:
+            raise IoUringSyscall("io_uring_enter", errno.EBADF, fix="The ring is closed.")
+        argument = (ctypes.c_uint64 * (kernel.ARG_TOTAL // 8))()
+        if timeout_ns is not None:
+            argument[kernel.ARG_TIMESPEC // 8] = ctypes.addressof(argument) + kernel.ARG_SECONDS
+            argument[kernel.ARG_SECONDS // 8], argument[kernel.ARG_NANOSECONDS // 8] = divmod(timeout_ns, 10**9)
+        flags = kernel.ENTER_GETEVENTS | kernel.ENTER_EXT_ARG | (kernel.ENTER_SQ_WAKEUP if self.sqpoll else 0)
+        return _syscall(kernel.SYS_ENTER, self.fd, submit, wait, flags, ctypes.addressof(argument), kernel.ARG_BYTES)
+
+    def _close(self) -> None:
+        # The owner has seen to it that nothing is in flight.
         self._pins.clear()
         for mapped in self._maps:
             mapped.close()
         os.close(self.fd)
+
+    def __del__(self) -> None:
+        # Whoever has reads in flight has a reference, so there are none. Absent where set-up failed.
+        if not self.__dict__.get("closed", True) and "fd" in self.__dict__:
+            self.closed = True
+            self._close()
+
+
+def buffers_error(number: int, needed: int) -> Exception:
+    """The error for a failed registration of ``needed`` bytes of buffers, by its errno."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    # The limit counts for all of a user's processes, and root of a user namespace isn't exempt.
+    if number == errno.ENOMEM and limit != resource.RLIM_INFINITY:
+        return MemlockTooSmall(needed=needed, limit=limit)
+    fixes = {errno.EBUSY: "Buffers were registered already.", errno.EFAULT: "Nothing is mapped there."}
+    return IoUringSyscall("io_uring_register (buffers)", number, fix=fixes.get(number))
+
+
+def files_error(number: int) -> Exception:
+    """The error for a failed registration or update of files, by its errno."""
+    fixes = {
+        errno.EBUSY: "Files were registered already.",
+        errno.EBADF: "It is no open descriptor.",
+        errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+        errno.EEXIST: "The ring belongs to the thread that enabled it: update the table there.",
+    }
+    return IoUringSyscall("io_uring_register (files)", number, fix=fixes.get(number))
 
 
 def _syscall_retrying(call: Any, tries: int = 8) -> int:
@@ -310,7 +394,7 @@ class Probe:
 def probe() -> Probe:
     """Set up a small ring, once in a process, and see."""
     try:
-        ring = IoUringRing(2, 4)
+        ring = IoUringState(2, 4)
     except (IoUringSyscall, MemlockTooSmall) as error:
         return Probe(error, 0, 0)
     try:

@@ -37,15 +37,15 @@ from uring_actors.arena.atomics import (
     store_release,
 )
 from uring_actors.arena.memory import Arena
+from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import DeadlineExceeded, OptionError, PipelineError
 from uring_actors.hot import hot
+from uring_actors.uring.verdict import BLOCK, END, FAIL, MORE, RETRY, judge, resume_at
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
 
+
 # ── geometry ─────────────────────────────────────────────────────────────────────────────────────────────────
-BLOCK: Final = 4096  # O_DIRECT reads begin and end on it
-
-
 def round_up(size: int) -> int:
     """``size`` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
@@ -257,39 +257,6 @@ C_DIRECT: Final = _COUNTER["direct_reads"]
 C_IN_FLIGHT: Final = _COUNTER["in_flight"]
 C_JOBS: Final = _COUNTER["jobs"]
 
-# ── the verdict on a completion ──────────────────────────────────────────────────────────────────────────────
-WHOLE: Final = 0  # all that was expected is here
-MORE: Final = 1  # short: read on from ``resume_at``
-RETRY: Final = 2  # again, from the same place
-END: Final = 3  # the file ends before the size that it was listed with
-FAIL: Final = 4  # −res is the errno
-
-MAX_RETRIES: Final = 8
-_EINTR, _EAGAIN, _ECANCELED, _ENODATA = 4, 11, 125, 61
-
-
-@hot
-def resume_at(done: int, direct: int) -> int:
-    """Where to read on after ``done`` bytes: with O_DIRECT at the block border below, because offset and memory
-    must stay aligned (the read began on a border)."""
-    return done // BLOCK * BLOCK if direct != 0 else done
-
-
-@hot
-def judge(res: int, done: int, want: int, direct: int, retries: int) -> int:
-    """What to do about a read's result. ``res``: bytes or −errno; ``done``: bytes that were here before it (where
-    the request began, a block border with O_DIRECT); ``want``: bytes expected in the end; ``retries`` so far."""
-    if res < 0:
-        again = res == -_EAGAIN or res == -_EINTR or res == -_ECANCELED
-        return RETRY if again and retries < MAX_RETRIES else FAIL
-    if done + res >= want:
-        return WHOLE
-    # With O_DIRECT only a file's end is less than a block away from where a read began: going on from the
-    # border below would begin at the same place for ever.
-    if res == 0 or resume_at(done + res, direct) == done:
-        return END
-    return MORE
-
 
 # ── pieces of the loops ──────────────────────────────────────────────────────────────────────────────────────
 @hot
@@ -432,7 +399,7 @@ def settle_read(state: Words, reads: Words, jobs: Words, counters: Words, slot: 
         reads[slot, R_DONE] = resume_at(done, jobs[job, J_DIRECT])
         return verdict
     if verdict == END:
-        status = _ENODATA
+        status = abi.ENODATA
     elif verdict == FAIL:
         counters[C_IO_ERRORS] += 1
         status = -res
@@ -589,16 +556,6 @@ def ring_bell(bell_address: int) -> None:
 
 
 # ── a lane, as Python sees it ────────────────────────────────────────────────────────────────────────────────
-class PrivateMemory:
-    """Zeroed memory of this process, on a cache line of its own, that lives as long as this object."""
-
-    def __init__(self, size: int) -> None:
-        self._bytes = np.zeros(size + 2 * abi.CACHE_LINE, np.uint8)
-        skip = -self._bytes.ctypes.data % abi.CACHE_LINE
-        self.address: int = self._bytes.ctypes.data + skip
-        self.view = self._bytes.data[skip : skip + size]
-
-
 class Lane:
     """One thread, its share of the data slots, its jobs. The base of both engines.
 
