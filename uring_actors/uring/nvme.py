@@ -639,8 +639,9 @@ class NvmePassthrough:
 
         Cut into pieces that the drive takes, ``depth`` of them in flight. EAGAIN, EINTR and ECANCELED are tried
         again, 8 times at most. Raises NvmeStatus or IoUringSyscall for the lowest failed block, once nothing is in
-        flight any more; OptionError for a range that isn't whole blocks; DeadlineExceeded, and then the memory at
-        ``address`` may be written to until ``close`` has returned.
+        flight any more; OptionError for a range that isn't whole blocks. After DeadlineExceeded, or where
+        io_uring_enter itself fails, ``inflight`` says what the drive still holds: until ``close`` has returned, the
+        memory at ``address`` may be written to.
         """
         if self.inflight():
             raise OptionError("a synchronous read wants a passthrough with nothing in flight")
@@ -669,7 +670,7 @@ class NvmePassthrough:
                 piece = sent.pop(done.user_data)
                 if done.error is None:
                     continue
-                if done.error.errno in _TRANSIENT and piece.tries < _TRIES:
+                if done.error.errno in _TRANSIENT and piece.tries < _TRIES and not failed:
                     waiting.append(piece)
                 else:
                     failed.append((piece.lba, done.error))
