@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import mmap
 import os
@@ -361,6 +362,19 @@ def a_descriptor_exchanged_before_the_flush() -> None:
             (done,) = passthrough.reap(1, 10)
     assert done.error is None, done
     memory.check(DATA, 0, 9 * 512, 4096)
+
+
+@case
+def the_example_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/native-path.md").read_text()
+    (example,) = re.findall(r"<!-- run: tests/nvme_qemu/guest\.py -->\n```py\n(.*?)```", page, re.DOTALL)
+    said = io.StringIO()
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(said):
+        exec(example.replace("/dev/ng0n1", node(DATA)), names)
+    assert names["memory"][:] == DATA.content(0, 1 << 20)
+    assert said.getvalue().endswith("7 4096 None\n"), said.getvalue()
+    os.close(names["fd"])
 
 
 @case
