@@ -238,6 +238,16 @@ class NvmeNamespace:
             limit = min(limit, max(page, (self.max_segments - 1) * page))
         return max(limit // max(page, self.block_size) * max(page, self.block_size), self.block_size)
 
+    def check(self, command: NvmeCommand, *, buffer_start: int, buffer_length: int) -> None:
+        """``check_command`` for a command to this namespace, refused too where it names another."""
+        check_command(command, block_size=self.block_size, buffer_start=buffer_start, buffer_length=buffer_length)
+        if command.nsid != self.nsid:
+            raise NvmeCommandRefused(
+                f"it is for namespace {command.nsid}, and the descriptor is namespace {self.nsid}",
+                device=self.device,
+                fix=f"Encode it with nsid {self.nsid}.",
+            )
+
 
 _OPEN_GENERIC: Final = "Open the namespace's generic character node, /dev/ngXnY (Linux 5.13 or newer)."
 
