@@ -596,13 +596,7 @@ class NvmePassthrough:
         """
         parsed = parse_command(command)
         own, namespace = self._target(fd)
-        check_command(parsed, block_size=namespace.block_size, buffer_start=buffer_start, buffer_length=buffer_length)
-        if parsed.nsid != namespace.nsid:
-            raise NvmeCommandRefused(
-                f"it is for namespace {parsed.nsid}, and the descriptor is namespace {namespace.nsid}",
-                device=namespace.device,
-                fix=f"Encode it with nsid {namespace.nsid}.",
-            )
+        namespace.check(parsed, buffer_start=buffer_start, buffer_length=buffer_length)
         if buf_index is not None:
             self._check_registered(parsed, buf_index)
         if not self._free:
