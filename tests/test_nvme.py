@@ -584,6 +584,20 @@ def test_the_lowest_failed_block_is_named(
 
 
 @needs_ring
+def test_what_would_pass_doesn_t_hide_a_failure(
+    null: int, passthrough: NvmePassthrough, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [0x281, -errno.EAGAIN, -errno.EINTR]
+    answers(monkeypatch, lambda n: results[n])
+    pieces = [nvme._Piece(lba, 1, START) for lba in range(3)]
+    monkeypatch.setattr(NvmePassthrough, "_pieces", lambda *_: pieces)
+    with pytest.raises(NvmeStatus) as caught:
+        passthrough.read(null, 0, 512, START)
+    assert caught.value.lba == 2  # sent first
+    assert passthrough.inflight() == 0
+
+
+@needs_ring
 def test_a_file_takes_no_commands(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(4096))
     fd = os.open(tmp_path / "f", os.O_RDONLY)

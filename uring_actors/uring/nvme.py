@@ -674,8 +674,9 @@ class NvmePassthrough:
                 piece = sent.pop(done.user_data)
                 if done.error is None:
                     continue
-                if done.error.errno in _TRANSIENT and piece.tries < _TRIES and not failed:
-                    waiting.append(piece)
+                if done.error.errno in _TRANSIENT and piece.tries < _TRIES:
+                    if not failed:
+                        waiting.append(piece)
                 else:
                     failed.append((piece.lba, done.error))
                     waiting.clear()
