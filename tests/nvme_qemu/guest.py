@@ -36,9 +36,12 @@ from uring_actors.errors import (
     QueueFull,
 )
 from uring_actors.uring import kernel, nvme
+from uring_actors.uring.buffer import GpuMappedBuffer
 from uring_actors.uring.gpudirect import GpuDirectCapability, NativeReader, State
 from uring_actors.uring.nvme import NvmeCommand, NvmePassthrough, encode_read, namespace_of, parse_command
 from uring_actors.uring.ring import IoUringState
+from uring_actors.uring.stream import AsyncUringStream
+from uring_actors.uring.tail import AtomicTail
 
 CASES: dict[str, Callable[[], None]] = {}
 PAGE = mmap.PAGESIZE
@@ -362,6 +365,39 @@ def a_descriptor_exchanged_before_the_flush() -> None:
             (done,) = passthrough.reap(1, 10)
     assert done.error is None, done
     memory.check(DATA, 0, 9 * 512, 4096)
+
+
+@case
+def the_stream_sends_commands() -> None:
+    buffer = GpuMappedBuffer.anonymous(1 << 20)
+    tail = AtomicTail()
+    with opened(node(DATA)) as fd, IoUringState(8, sqe128=True, cqe32=True) as ring:
+        stream = AsyncUringStream(ring, buffer, tail)
+        for i in range(8):
+            command = encode_read(DATA.nsid, 1000 * i, 16, 512, buffer.address + 8192 * i)
+            stream.submit_nvme_passthrough(fd, 100 + i, command)
+        done = 0
+        while done < 8:
+            stream.wait_for_completion()
+            done += stream.poll()
+        completed = stream.completions()
+        assert {c.user_data: c.bytes for c in completed} == {100 + i: 8192 for i in range(8)}, completed
+        for i in range(8):
+            place = (ctypes.c_char * 8192).from_address(buffer.address + 8192 * i)
+            assert place.raw == DATA.content(512000 * i, 8192)
+        for command in (
+            encode_read(DATA.nsid, 0, 16, 512, buffer.address + (1 << 20) - 4096),
+            read_of(DATA, 0, 16, buffer.address, data_length=4096),
+            bytes(63),
+        ):
+            with fails(QueueFull):
+                stream.submit_nvme_passthrough(fd, 1, command)
+        stream.submit_nvme_passthrough(fd, 5, encode_read(DATA.nsid, DATA.size // 512, 1, 512, buffer.address))
+        stream.wait_for_completion()
+        with fails(NvmeStatus) as error:
+            stream.poll()
+        assert error[0].status == 0x4080
+        stream.close()
 
 
 @case
@@ -710,6 +746,14 @@ def warm() -> None:
     nowhere = nvme.NvmeNamespace("null", 1, 512, 1 << 20, 1 << 19, 127)
     with opened("/dev/null") as fd, NvmePassthrough(2, identify=lambda _: nowhere) as passthrough:
         passthrough.read(fd, 0, 512, memory.address)
+    real, nvme.namespace_of = nvme.namespace_of, lambda _: nowhere
+    with opened("/dev/null") as fd, IoUringState(8, sqe128=True, cqe32=True) as ring:
+        buffer = GpuMappedBuffer.anonymous(PAGE)
+        with AsyncUringStream(ring, buffer, AtomicTail()) as stream:
+            stream.submit_nvme_passthrough(fd, 1, encode_read(1, 0, 1, 512, buffer.address))
+            stream.wait_for_completion()
+            stream.poll()
+    nvme.namespace_of = real
     dev_null_takes_any_command()
 
 
