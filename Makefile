@@ -1,12 +1,13 @@
 # make demo    scan the interpreter's standard library through Ray actors
 # make test    lint, types and tests
+# make nvme    NVMe passthrough on emulated drives, in a QEMU guest (Debian, root; skipped with the reason elsewhere)
 # Both set up .venv by themselves; they need python3 (3.11 or later) with pip, and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PATTERNS := -e 'AKIA[0-9A-Z]{16}' -e 'gh[pousr]_[A-Za-z0-9]{36}' -e 'def test_[a-z]+_?unicode' -F 'BEGIN RSA PRIVATE KEY'
 
-.PHONY: demo test slow bench clean
+.PHONY: demo test nvme slow bench clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uring_actors needs Python 3.11 or later: make PYTHON=…")'
@@ -22,6 +23,10 @@ test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+nvme: .venv/.ready
+	PYTHON=$(BIN)/python tests/nvme_qemu/prepare
+	$(BIN)/python -m pytest tests/test_nvme_emulated.py
 
 slow: .venv/.ready
 	$(BIN)/python -m pytest -m slow

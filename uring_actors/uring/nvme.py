@@ -238,6 +238,16 @@ class NvmeNamespace:
             limit = min(limit, max(page, (self.max_segments - 1) * page))
         return max(limit // max(page, self.block_size) * max(page, self.block_size), self.block_size)
 
+    def check(self, command: NvmeCommand, *, buffer_start: int, buffer_length: int) -> None:
+        """``check_command`` for a command to this namespace, refused too where it names another."""
+        check_command(command, block_size=self.block_size, buffer_start=buffer_start, buffer_length=buffer_length)
+        if command.nsid != self.nsid:
+            raise NvmeCommandRefused(
+                f"it is for namespace {command.nsid}, and the descriptor is namespace {self.nsid}",
+                device=self.device,
+                fix=f"Encode it with nsid {self.nsid}.",
+            )
+
 
 _OPEN_GENERIC: Final = "Open the namespace's generic character node, /dev/ngXnY (Linux 5.13 or newer)."
 
@@ -586,13 +596,7 @@ class NvmePassthrough:
         """
         parsed = parse_command(command)
         own, namespace = self._target(fd)
-        check_command(parsed, block_size=namespace.block_size, buffer_start=buffer_start, buffer_length=buffer_length)
-        if parsed.nsid != namespace.nsid:
-            raise NvmeCommandRefused(
-                f"it is for namespace {parsed.nsid}, and the descriptor is namespace {namespace.nsid}",
-                device=namespace.device,
-                fix=f"Encode it with nsid {namespace.nsid}.",
-            )
+        namespace.check(parsed, buffer_start=buffer_start, buffer_length=buffer_length)
         if buf_index is not None:
             self._check_registered(parsed, buf_index)
         if not self._free:
@@ -639,8 +643,9 @@ class NvmePassthrough:
 
         Cut into pieces that the drive takes, ``depth`` of them in flight. EAGAIN, EINTR and ECANCELED are tried
         again, 8 times at most. Raises NvmeStatus or IoUringSyscall for the lowest failed block, once nothing is in
-        flight any more; OptionError for a range that isn't whole blocks; DeadlineExceeded, and then the memory at
-        ``address`` may be written to until ``close`` has returned.
+        flight any more; OptionError for a range that isn't whole blocks. After DeadlineExceeded, or where
+        io_uring_enter itself fails, ``inflight`` says what the drive still holds: until ``close`` has returned, the
+        memory at ``address`` may be written to.
         """
         if self.inflight():
             raise OptionError("a synchronous read wants a passthrough with nothing in flight")
@@ -670,7 +675,8 @@ class NvmePassthrough:
                 if done.error is None:
                     continue
                 if done.error.errno in _TRANSIENT and piece.tries < _TRIES:
-                    waiting.append(piece)
+                    if not failed:
+                        waiting.append(piece)
                 else:
                     failed.append((piece.lba, done.error))
                     waiting.clear()
