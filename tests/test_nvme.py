@@ -43,7 +43,7 @@ from uring_actors.uring.nvme import (
     require_passthrough,
     status_name,
 )
-from uring_actors.uring.ring import IoUringRing
+from uring_actors.uring.ring import IoUringState
 
 NOWHERE = NvmeNamespace("ng9n9", nsid=3, block_size=512, blocks=1 << 30, max_transfer=1 << 19, max_segments=127)
 START, LENGTH = 1 << 20, 1 << 16  # a mapped buffer that nobody writes to
@@ -52,7 +52,7 @@ START, LENGTH = 1 << 20, 1 << 16  # a mapped buffer that nobody writes to
 def possible() -> str:
     """Why NVMe passthrough's ring can't be had here, or nothing."""
     try:
-        IoUringRing(2, 4, sqe128=True, cqe32=True).close()
+        IoUringState(2, 4, sqe128=True, cqe32=True).close()
     except (IoUringSyscall, PipelineError) as error:
         return str(error)
     return ""
@@ -135,7 +135,7 @@ def test_big_entries_double_the_strides() -> None:
         pytest.skip(possible())
     for sqe128 in (False, True):
         for cqe32 in (False, True):
-            made = IoUringRing(4, 8, sqe128=sqe128, cqe32=cqe32)
+            made = IoUringState(4, 8, sqe128=sqe128, cqe32=cqe32)
             assert made.addresses.sqe_shift == 6 + sqe128
             assert made.addresses.cqe_shift == 4 + cqe32
             made.close()
@@ -624,11 +624,11 @@ def test_a_drive_that_never_answers(null: int, passthrough: NvmePassthrough, mon
 def test_calls_of_enter_that_fail(null: int, passthrough: NvmePassthrough, monkeypatch: pytest.MonkeyPatch) -> None:
     submit(passthrough, null)
     with monkeypatch.context() as patch:
-        patch.setattr(IoUringRing, "enter", lambda *_: -errno.EBADF)
+        patch.setattr(IoUringState, "enter", lambda *_: -errno.EBADF)
         with pytest.raises(IoUringSyscall) as caught:
             passthrough.flush()
         assert caught.value.errno == errno.EBADF
-        patch.setattr(IoUringRing, "enter", lambda *_: -errno.EBUSY)
+        patch.setattr(IoUringState, "enter", lambda *_: -errno.EBUSY)
         with pytest.raises(IoUringSyscall) as caught:
             passthrough.flush()
         assert caught.value.errno == errno.EAGAIN
