@@ -101,6 +101,9 @@ def test_a_tree(tmp_path: Path, engine: str, io: str, sqpoll: bool) -> None:
         assert stats.files_opened == len(files)
         assert stats.files_open == stats.files_queued == stats.files_failed == 0
         assert stats.lanes.problems() == []
+        stats.lanes.validate_completed_zero_copy("plain" if engine == "pread" else "registered")
+        with pytest.raises(PipelineError, match="path"):
+            stats.lanes.validate_completed_zero_copy("registered" if engine == "pread" else "plain")
         used = {record.data_slot // bench.arena.layout.slots_per_lane for record in records}
         assert used == {0, 1}
         if io != "auto":

@@ -7,6 +7,7 @@ never reaches beyond its buffer. Nothing here writes to the memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 from typing import Any
@@ -35,7 +36,10 @@ class GpuMappedBuffer:
         """Fresh zeroed memory of this process, page-aligned; unmapped with the last buffer that uses it."""
         if length <= 0:
             raise OptionError(f"a mapped buffer has at least 1 byte, not {length}")
-        return cls(memoryview(mmap.mmap(-1, length)))
+        memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # without large pages copying into it is a tenth slower
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return cls(memoryview(memory))
 
     @classmethod
     def from_arena(cls, arena: Arena, offset: int | None = None, length: int | None = None) -> GpuMappedBuffer:

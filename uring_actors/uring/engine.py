@@ -6,6 +6,8 @@ completes as ``requests.py`` says. It decides nothing by itself. Its methods bel
 
 from __future__ import annotations
 
+import errno
+
 from uring_actors.errors import IoUringSyscall, PipelineError
 from uring_actors.uring import kernel, queue, requests
 from uring_actors.uring.requests import CANCEL, R_STATE, S_CANCELS, Requests
@@ -97,6 +99,6 @@ class RingEngine(Engine):
 
 
 _FIXES = {
-    17: "The ring belongs to the thread that submitted first (EEXIST): use the stream from that thread.",
-    9: "The ring is closed.",
+    errno.EEXIST: "The ring belongs to the thread that submitted first: use the stream from that thread.",
+    errno.EBADF: "The ring is closed.",
 }

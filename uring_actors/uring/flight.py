@@ -11,6 +11,7 @@ A flight belongs to the thread that uses it first, as its ring does. ``with flig
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -50,7 +51,9 @@ class HeldFile:
             self.fd = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
             self.direct = int(bool(fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_DIRECT))
         except OSError as error:
-            fix = "Raise the limit of open files (ulimit -n)." if self.fd < 0 and error.errno == 24 else None
+            fix = (
+                "Raise the limit of open files (ulimit -n)." if self.fd < 0 and error.errno == errno.EMFILE else None
+            )
             raise IoUringSyscall("fcntl (duplicate the descriptor)", error.errno or 0, fix=fix) from error
 
     def path(self) -> bytes | None:

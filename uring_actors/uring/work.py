@@ -236,6 +236,18 @@ class LaneStats:
             found.append("the reads by path don't add up")
         return found
 
+    def validate_completed_zero_copy(self, path: str | None = None) -> None:
+        """Raise PipelineError where a finished run was not whole, not without copies by the CPU, or not all on
+        ``path``: "registered" or "plain"."""
+        found = self.problems()
+        other = {"registered": self.plain_reads, "plain": self.registered_reads, None: 0}
+        if path not in other:
+            raise OptionError(f"a lane's path is registered or plain, not {path!r}")
+        if other[path]:
+            found.append(f"{other[path]} reads were not on the {path} path")
+        if found:
+            raise PipelineError(f"not a whole zero-copy run: {'; '.join(found)}")
+
     def __add__(self, other: LaneStats) -> LaneStats:
         return LaneStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(LaneStats)))
 
