@@ -112,10 +112,22 @@ def _warm_up(io_engine: str) -> None:
         file.flush()
         for engine in {"pread", io_engine}:
             ua.scan(file.name, patterns=["warm"], engine="threads", io_engine=engine).to_table()
+    _run_idle_loops()
     for name in [name for name in sys.modules if name.startswith("uring_actors")]:
         for loop in [value for value in vars(sys.modules[name]).values() if isinstance(value, Dispatcher)]:
             for key in loop._cache._cache_file._load_index():
                 loop.compile(key[0])
+
+
+def _run_idle_loops() -> None:
+    """Those that a short scan may end without having needed."""
+    from uring_actors.uring import work
+
+    memory = work.PrivateMemory(64)
+    work.get_ready(memory.address)
+    work.never_mind(memory.address)
+    work.sleep_unless(memory.address, work.get_ready(memory.address), 1000)
+    work.ring_bell(memory.address)
 
 
 if __name__ == "__main__":

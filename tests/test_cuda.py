@@ -32,7 +32,7 @@ def nvrtc_compile(architecture: str) -> str:
     options = [option.encode() for option in (*cuda.compile_options(), f"--gpu-architecture={architecture}")]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = bytes(size + 1)  # written to in place: never one of the one-byte objects that Python shares
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
     return log.rstrip(b"\0 \n").decode()

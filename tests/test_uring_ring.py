@@ -15,7 +15,7 @@ import pytest
 
 from uring_actors.errors import IoUringSyscall, IoUringUnavailable, MemlockTooSmall, OptionError
 from uring_actors.uring import kernel, ring
-from uring_actors.uring.ring import IoUringState, probe, setup_error, sqpoll_choice
+from uring_actors.uring.ring import IoUringState, probe, setup_error
 
 needs_io_uring = pytest.mark.skipif(not probe().available, reason=f"no io_uring here: {probe().error}")
 TESTS = Path(__file__).parent
@@ -274,12 +274,3 @@ def test_memlock_too_small() -> None:
     lines = text.splitlines()
     assert len(lines) == 2
     assert all(line.startswith(f"{8 << 20} {1 << 20}") and "ulimit -l" in line for line in lines)
-
-
-def test_sqpoll_choice() -> None:
-    assert sqpoll_choice("on", 1, 9)[0]
-    assert not sqpoll_choice("off", 999, 1)[0]
-    assert [sqpoll_choice("auto", cores, 2)[0] for cores in (1, 7, 8, 64)] == [False, False, True, True]
-    assert "7 cores" in sqpoll_choice("auto", 7, 2)[1]
-    with pytest.raises(OptionError):
-        sqpoll_choice("maybe", 1, 1)

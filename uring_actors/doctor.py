@@ -44,7 +44,7 @@ def examine(lanes: int = 1) -> list[Finding]:
         _locked_memory(lanes),
         _sqpoll(lanes),
         *map(_package, _PACKAGES),
-        Finding("gpu", "none looked for: this version scans on the CPU"),
+        _gpu(),
     ]
 
 
@@ -145,6 +145,19 @@ def _sqpoll(lanes: int) -> Finding:
     chosen = "on" if resolve_sqpoll(cores, lanes) else "off"
     noun = "lane wants" if lanes == 1 else "lanes want"
     return Finding("--sqpoll auto", f"{chosen}: {cores} cores; {lanes} {noun} {2 * lanes + 4} for it")
+
+
+def _gpu() -> Finding:
+    """Whether the CUDA backend may work; it is not tried, which takes seconds."""
+    if not os.path.exists("/dev/nvidiactl"):
+        return Finding("gpu", "no NVIDIA driver; scans run on the CPU")
+    for name in ("cupy-cuda13x", "cupy-cuda12x"):
+        try:
+            return Finding("gpu", f"NVIDIA driver, {name} {metadata.version(name)}; for --operation touch and nop")
+        except metadata.PackageNotFoundError:
+            continue
+    fix = "Install 'uring-actors[cuda13]' or, with a driver for CUDA 12, 'uring-actors[cuda12]'."
+    return Finding("gpu", "NVIDIA driver, but no CuPy; scans run on the CPU", fix)
 
 
 def _package(name: str) -> Finding:

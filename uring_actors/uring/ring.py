@@ -401,19 +401,3 @@ def probe() -> Probe:
         return Probe(None, ring.flags, ring.features)
     finally:
         ring.close()
-
-
-def sqpoll_choice(mode: str, cores: int, lanes: int) -> tuple[bool, str]:
-    """Whether to use SQPOLL, and why, as text. ``mode`` is auto, on or off; ``lanes`` are all of the host's.
-
-    A poller costs a core. On two cores it loses against plain submission; with cores to spare it saves the lane
-    its system calls. So ``auto`` wants two cores for each lane, and four more for everything else.
-    """
-    if mode not in ("auto", "on", "off"):
-        raise OptionError(f"sqpoll is auto, on or off, not {mode!r}")
-    if mode != "auto":
-        return mode == "on", f"SQPOLL {mode}: as asked"
-    needed = 2 * lanes + 4
-    if cores >= needed:
-        return True, f"SQPOLL on: {cores} cores are enough for {lanes} lanes ({needed})"
-    return False, f"SQPOLL off: {cores} cores, {lanes} lanes with pollers need {needed}"
