@@ -19,7 +19,7 @@ from uring_actors.arena import abi, bell, channel
 from uring_actors.arena.atomics import clock_ns, load_acquire
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import IoUringSyscall, OptionError
-from uring_actors.hot import hot
+from uring_actors.hot import lean
 from uring_actors.uring import kernel
 from uring_actors.uring.queue import (
     arrival,
@@ -93,7 +93,7 @@ from uring_actors.uring.work import (
 SLOTS_PER_BUFFER: Final = ENGINE + 0
 
 
-@hot
+@lean
 def queue_read(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words, slot: int) -> None:
     """Write the SQE for what is missing of the extent in ``slot``. The SQ has room: it holds ``DEPTH``."""
     job = reads[slot, R_JOB]
@@ -117,7 +117,7 @@ def queue_read(state: Words, queue: Words, reads: Words, jobs: Words, counters: 
     counters[C_DIRECT] += direct
 
 
-@hot
+@lean
 def begin_reads(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words) -> int:
     """Begin reads while there are jobs, free data slots and depth, at most ``BATCH``; how many, or NO_ROOM."""
     begun = 0
@@ -139,7 +139,7 @@ def begin_reads(state: Words, queue: Words, reads: Words, jobs: Words, counters:
     return begun
 
 
-@hot
+@lean
 def reap(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words) -> int:
     """Act on all completions that are there: announce, read on, retry; how many, or what is broken."""
     count = arrived(queue)
@@ -163,7 +163,7 @@ def reap(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words)
     return count
 
 
-@hot
+@lean
 def wait_ns(state: Words, until_ns: int) -> int:
     """How long to wait for a completion. A new credit or job doesn't end that wait, so where one could be used it
     is kept short."""
@@ -173,7 +173,7 @@ def wait_ns(state: Words, until_ns: int) -> int:
     return max(left, 0)
 
 
-@hot
+@lean
 def more_to_begin(state: Words) -> bool:
     """Whether a read could be begun at once."""
     if state[READING] >= state[DEPTH]:
@@ -183,7 +183,7 @@ def more_to_begin(state: Words) -> bool:
     return state[CURRENT] >= 0 or intake_pending(state) > 0
 
 
-@hot
+@lean
 def run_uring(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words, until_ns: int) -> int:
     """One slice: SLICE_OVER, ENDED, −errno, or what is broken."""
     jobs_done = -1

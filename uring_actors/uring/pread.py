@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from uring_actors.arena import bell
 from uring_actors.arena.atomics import SYS_PREAD64, clock_ns, load_acquire, syscall
-from uring_actors.hot import hot
+from uring_actors.hot import lean
 from uring_actors.uring.verdict import MORE, RETRY
 from uring_actors.uring.work import (
     ABORT,
@@ -49,7 +49,7 @@ from uring_actors.uring.work import (
 )
 
 
-@hot
+@lean
 def read_whole(state: Words, reads: Words, jobs: Words, counters: Words, slot: int) -> int:
     """Read an extent until it is announced; the verdict, or NO_ROOM."""
     job = reads[slot, R_JOB]
@@ -69,7 +69,7 @@ def read_whole(state: Words, reads: Words, jobs: Words, counters: Words, slot: i
             return verdict
 
 
-@hot
+@lean
 def run_pread(state: Words, reads: Words, jobs: Words, counters: Words, until_ns: int) -> int:
     """One slice: SLICE_OVER, ENDED, or what is broken."""
     unrung = 0

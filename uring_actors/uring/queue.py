@@ -18,7 +18,7 @@ import numpy as np
 
 from uring_actors.arena import abi
 from uring_actors.arena.atomics import fence, load_acquire, store32, store64, store_release, syscall
-from uring_actors.hot import hot
+from uring_actors.hot import lean
 from uring_actors.uring import kernel
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
@@ -53,7 +53,7 @@ _MAX_STUCK: Final = 10_000
 STUCK_NS: Final = 200_000  # how long to wait for a completion that may make room
 
 
-@hot
+@lean
 def update_file(queue: Words, row: int, fd: int) -> bool:
     """Put ``fd`` (−1: nothing) in the file table at ``row``; whether the kernel did it."""
     update = queue[UPDATE]
@@ -62,7 +62,7 @@ def update_file(queue: Words, row: int, fd: int) -> bool:
     return syscall(kernel.SYS_REGISTER, queue[RING], kernel.REGISTER_FILES_UPDATE, update, 1, 0, 0) == 1
 
 
-@hot
+@lean
 def next_sqe(queue: Words) -> int:
     """The address of the entry to write next, which counts as queued; ``submit`` shows it to the kernel. The owner
     knows that there is room."""
@@ -72,13 +72,13 @@ def next_sqe(queue: Words) -> int:
     return queue[SQES] + ((tail & queue[SQ_MASK]) << queue[SQE_SHIFT])
 
 
-@hot
+@lean
 def room(queue: Words) -> int:
     """How many entries the SQ has room for now."""
     return queue[SQ_MASK] + 1 - ((queue[TAIL] - load_acquire(queue[SQ_HEAD])) & _WRAP)
 
 
-@hot
+@lean
 def held(queue: Words) -> int:
     """How many entries the kernel has, or may take at any time."""
     if queue[SQPOLL] == 0:
@@ -86,13 +86,13 @@ def held(queue: Words) -> int:
     return queue[HELD] + queue[QUEUED] - ((queue[TAIL] - load_acquire(queue[SQ_TAIL])) & _WRAP)
 
 
-@hot
+@lean
 def waiting(queue: Words) -> bool:
     """Whether there is a completion to take."""
     return load_acquire(queue[CQ_TAIL]) != load_acquire(queue[CQ_HEAD])
 
 
-@hot
+@lean
 def arrived(queue: Words) -> int:
     """How many completions can be taken now, with ``arrival``; end with ``taken``."""
     head, tail = load_acquire(queue[CQ_HEAD]), load_acquire(queue[CQ_TAIL])
@@ -103,7 +103,7 @@ def arrived(queue: Words) -> int:
     return (tail - head) & _WRAP
 
 
-@hot
+@lean
 def arrival(queue: Words, number: int) -> int:
     """The address of the ``number``-th completion; its submission is no longer held."""
     # The poller moves the SQ's head after a whole batch, so a read may be complete before it looks taken.
@@ -114,25 +114,25 @@ def arrival(queue: Words, number: int) -> int:
     return queue[CQES] + (((load_acquire(queue[CQ_HEAD]) + number) & queue[CQ_MASK]) << queue[CQE_SHIFT])
 
 
-@hot
+@lean
 def taken(queue: Words, count: int) -> None:
     """Give the places of ``count`` completions back to the kernel."""
     store_release(queue[CQ_HEAD], load_acquire(queue[CQ_HEAD]) + count)
 
 
-@hot
+@lean
 def unsound(queue: Words, in_flight: int) -> bool:
     """Whether the counts don't add up to the owner's own."""
     return bool(queue[QUEUED] < 0 or queue[HELD] < 0 or queue[QUEUED] + queue[HELD] != in_flight)
 
 
-@hot
+@lean
 def overflowed(queue: Words) -> bool:
     """Whether the kernel ever found the completion queue full."""
     return load_acquire(queue[CQ_OVERFLOW]) != 0
 
 
-@hot
+@lean
 def enter(queue: Words, submit: int, wait: int, flags: int, timeout_ns: int) -> int:
     """io_uring_enter(2): hand over ``submit`` entries, wait for ``wait`` completions at most ``timeout_ns``."""
     arg = queue[ARG]
@@ -142,7 +142,7 @@ def enter(queue: Words, submit: int, wait: int, flags: int, timeout_ns: int) -> 
     return syscall(kernel.SYS_ENTER, queue[RING], submit, wait, flags, arg, kernel.ARG_BYTES)
 
 
-@hot
+@lean
 def submit(queue: Words, wait: int, timeout_ns: int) -> int:
     """Hand queued entries over and wait for ``wait`` completions (0 or 1) at most ``timeout_ns``; 0, or −errno of
     what is fatal."""

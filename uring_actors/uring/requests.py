@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from uring_actors.arena.atomics import clock_ns, fetch_add
-from uring_actors.hot import hot
+from uring_actors.hot import lean
 from uring_actors.uring import kernel
 from uring_actors.uring.queue import Words, arrival, arrived, next_sqe, overflowed, submit, taken, unsound
 from uring_actors.uring.verdict import END, FAIL, MORE, RETRY, judge, resume_at
@@ -125,7 +125,7 @@ class Requests:
 
 
 # ── one read ─────────────────────────────────────────────────────────────────────────────────────────────────
-@hot
+@lean
 def begin(
     rows: Words,
     state: Words,
@@ -175,13 +175,13 @@ def begin(
     return row
 
 
-@hot
+@lean
 def length_of(rows: Words, row: int) -> int:
     """How many bytes to ask for now."""
     return min(rows[row, R_WANT] - rows[row, R_DONE], kernel.MAX_READ_BYTES)
 
 
-@hot
+@lean
 def settle(rows: Words, state: Words, counters: Words, row: int, res: int) -> bool:
     """Act on a result (bytes, or −errno): True where the read is over, ``finish`` it; False where it is to be put in
     the queue again, R_DONE says from where."""
@@ -211,7 +211,7 @@ def settle(rows: Words, state: Words, counters: Words, row: int, res: int) -> bo
     return True
 
 
-@hot
+@lean
 def release(rows: Words, state: Words, row: int) -> None:
     """Make a row free again."""
     rows[row, R_STATE] = FREE
@@ -219,7 +219,7 @@ def release(rows: Words, state: Words, row: int) -> None:
     state[S_FREE] = row
 
 
-@hot
+@lean
 def finish(rows: Words, state: Words, counters: Words, finished: Words, extents: Words, row: int) -> None:
     """A read is over, and the kernel holds nothing of it: hand its row to the stream, or a bulk read's result to
     ``extents``."""
@@ -244,7 +244,7 @@ def finish(rows: Words, state: Words, counters: Words, finished: Words, extents:
     release(rows, state, row)
 
 
-@hot
+@lean
 def take(rows: Words, state: Words, finished: Words) -> int:
     """The row that finished first, or −1. It is the stream's until ``release``."""
     if state[S_FINISHED] == 0:
@@ -256,7 +256,7 @@ def take(rows: Words, state: Words, finished: Words) -> int:
 
 
 # ── on the mapped queues ─────────────────────────────────────────────────────────────────────────────────────
-@hot
+@lean
 def put(queue: Words, rows: Words, row: int) -> None:
     """Write the SQE for what is missing of a read, or for a command. The SQ has room, an entry for each row."""
     if rows[row, R_OPCODE] == kernel.OP_URING_CMD:
@@ -279,7 +279,7 @@ def put(queue: Words, rows: Words, row: int) -> None:
     )
 
 
-@hot
+@lean
 def start(
     queue: Words,
     rows: Words,
@@ -303,7 +303,7 @@ def start(
     put(queue, rows, row)
 
 
-@hot
+@lean
 def reap(queue: Words, rows: Words, state: Words, counters: Words, finished: Words, extents: Words) -> int:
     """Act on all completions that are there; how many, or what is broken."""
     count = arrived(queue)
@@ -325,7 +325,7 @@ def reap(queue: Words, rows: Words, state: Words, counters: Words, finished: Wor
     return BAD_COUNT if unsound(queue, state[S_FLYING] + state[S_CANCELS]) else count
 
 
-@hot
+@lean
 def turn(queue: Words, rows: Words, state: Words, counters: Words, finished: Words, extents: Words) -> int:
     """Hand over what is queued and act on what has completed, without waiting; 0, −errno, or what is broken."""
     code = submit(queue, 0, 0)
@@ -336,7 +336,7 @@ def turn(queue: Words, rows: Words, state: Words, counters: Words, finished: Wor
     return min(code, 0)
 
 
-@hot
+@lean
 def wait(
     queue: Words, rows: Words, state: Words, counters: Words, finished: Words, extents: Words, until_ns: int
 ) -> int:
@@ -352,7 +352,7 @@ def wait(
     return code
 
 
-@hot
+@lean
 def begin_extents(rows: Words, state: Words, counters: Words, extents: Words) -> int:
     """Fill a row with the bulk call's next read, where depth and rows allow; the row, or −1."""
     i = state[S_BEGUN]
@@ -377,7 +377,7 @@ def begin_extents(rows: Words, state: Words, counters: Words, extents: Words) ->
     )
 
 
-@hot
+@lean
 def run(
     queue: Words, rows: Words, state: Words, counters: Words, finished: Words, extents: Words, until_ns: int
 ) -> int:

@@ -527,8 +527,9 @@ class AsyncUringStream:
         """What keeps the files open; descriptors in ``extents`` become those of our duplicates."""
         held: list[Any] = []
         fds = extents[:, requests.X_FD]
-        for fd in np.unique(fds).tolist():
-            which = fds == fd
+        numbers = fds[:1].tolist() if len(fds) and (fds == fds[0]).all() else np.unique(fds).tolist()
+        for fd in numbers:
+            which = fds == fd if len(numbers) > 1 else slice(None)
             if registered:
                 held.append(self._table_use(fd))
                 extents[which, requests.X_DIRECT] = self.ring_state.files[fd, FILE_DIRECT]

@@ -39,7 +39,7 @@ from uring_actors.arena.atomics import (
 from uring_actors.arena.memory import Arena
 from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import DeadlineExceeded, OptionError, PipelineError
-from uring_actors.hot import hot
+from uring_actors.hot import lean
 from uring_actors.uring.verdict import BLOCK, END, FAIL, MORE, RETRY, judge, resume_at
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
@@ -271,7 +271,7 @@ C_JOBS: Final = _COUNTER["jobs"]
 
 
 # ── pieces of the loops ──────────────────────────────────────────────────────────────────────────────────────
-@hot
+@lean
 def take_credits(state: Words, reads: Words) -> int:
     """Make credited data slots free; how many, or BAD_CREDIT."""
     source = state[CREDITS]
@@ -292,7 +292,7 @@ def take_credits(state: Words, reads: Words) -> int:
         taken += 1
 
 
-@hot
+@lean
 def give_back(state: Words, counters: Words, token: int) -> bool:
     """Put a finished job's token on the outbox; False where it is full, which can't be."""
     outbox = state[OUTBOX]
@@ -305,7 +305,7 @@ def give_back(state: Words, counters: Words, token: int) -> bool:
     return True
 
 
-@hot
+@lean
 def announce_failure(state: Words, counters: Words, record: int) -> int:
     """Announce a file that could not be opened; 1, or 0 where there is no room for it now, or NO_ROOM.
 
@@ -320,7 +320,7 @@ def announce_failure(state: Words, counters: Words, record: int) -> int:
     return 1 if give_back(state, counters, load64(record)) else NO_ROOM
 
 
-@hot
+@lean
 def take_job(state: Words, jobs: Words, counters: Words) -> int:
     """Make the oldest queued job the current one: 1; 0 where there is none, or a failure that finds no room now;
     or NO_ROOM. Failures before it are announced."""
@@ -354,7 +354,7 @@ def take_job(state: Words, jobs: Words, counters: Words) -> int:
         return 1
 
 
-@hot
+@lean
 def begin(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
     """Give the current job's next extent a free data slot (there is one); the slot. The job is no longer current
     when this was its last."""
@@ -383,14 +383,14 @@ def begin(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
     return slot
 
 
-@hot
+@lean
 def length_of(reads: Words, slot: int, direct: int) -> int:
     """How many bytes to ask for now: what is missing, up to a block border with O_DIRECT."""
     missing = int(reads[slot, R_WANT] - reads[slot, R_DONE])
     return (missing + BLOCK - 1) // BLOCK * BLOCK if direct != 0 else missing
 
 
-@hot
+@lean
 def settle_read(state: Words, reads: Words, jobs: Words, counters: Words, slot: int, res: int) -> int:
     """Act on a result: WHOLE, END or FAIL: the extent was announced; MORE or RETRY: to be asked for again, R_DONE
     says from where; or NO_ROOM."""
@@ -418,7 +418,7 @@ def settle_read(state: Words, reads: Words, jobs: Words, counters: Words, slot: 
     return verdict if announce(state, reads, jobs, counters, slot, done, status) else NO_ROOM
 
 
-@hot
+@lean
 def announce(state: Words, reads: Words, jobs: Words, counters: Words, slot: int, done: int, status: int) -> bool:
     """Push an extent's completion record: the data slot is the publisher's now. False where the channel is full,
     which can't be: it holds more records than there are data slots."""
@@ -449,13 +449,13 @@ def announce(state: Words, reads: Words, jobs: Words, counters: Words, slot: int
     )
 
 
-@hot
+@lean
 def job_is_done(jobs: Words, job: int) -> bool:
     """Whether all of its extents were announced."""
     return bool(jobs[job, J_READING] == 0 and jobs[job, J_NEXT_EXTENT] == jobs[job, J_END])
 
 
-@hot
+@lean
 def end_job(state: Words, jobs: Words, counters: Words, job: int) -> bool:
     """Hand a job that is done back; False where the outbox is full, which can't be."""
     jobs[job, J_NEXT] = state[FREE_JOB]
@@ -463,14 +463,14 @@ def end_job(state: Words, jobs: Words, counters: Words, job: int) -> bool:
     return give_back(state, counters, jobs[job, J_TOKEN])
 
 
-@hot
+@lean
 def intake_pending(state: Words) -> int:
     """How many jobs are queued."""
     intake = state[INTAKE]
     return (load_acquire(intake + _TAIL) - load_acquire(intake + _HEAD)) & _WRAP
 
 
-@hot
+@lean
 def ended(state: Words, stop: int) -> bool:
     """Whether the lane, with nothing in flight, has nothing left to do under this stop word."""
     if stop == ABORT:
@@ -478,7 +478,7 @@ def ended(state: Words, stop: int) -> bool:
     return stop == FINISH and state[CURRENT] < 0 and intake_pending(state) == 0
 
 
-@hot
+@lean
 def _has_work(state: Words, stop: int) -> bool:
     if load_acquire(state[STOP]) != stop:
         return True
@@ -487,7 +487,7 @@ def _has_work(state: Words, stop: int) -> bool:
     return channel.pending(state[CREDITS]) > 0
 
 
-@hot
+@lean
 def idle(state: Words, stop: int, until_ns: int) -> None:
     """Nothing is in flight and nothing can be begun: look for a while, then sleep on the lane's bell."""
     bell.ring(state[OUTBOX_BELL], 1)
@@ -510,28 +510,28 @@ def idle(state: Words, stop: int, until_ns: int) -> None:
         bell.sleep(state[LANE_BELL], key, timeout)
 
 
-@hot
+@lean
 def balanced(state: Words) -> bool:
     """The three counts of data slots add up (written where slots change hands, checked once a slice)."""
     total = state[FREE_COUNT] + state[READING] + state[LENT]
     return bool(total == state[SLOTS] and (state[FREE] < 0) == (state[FREE_COUNT] == 0))
 
 
-@hot
+@lean
 def hand_over(queue: int, tail: int, lane_bell: int) -> None:
     """The opener's: make the records before ``tail`` the lane's, and wake it."""
     store_release(queue + _TAIL, tail)
     bell.ring(lane_bell, 1)
 
 
-@hot
+@lean
 def set_stop(word: int, value: int, lane_bell: int) -> None:
     """Store the stop word, and wake the lane."""
     store_release(word, value)
     bell.ring(lane_bell, 1)
 
 
-@hot
+@lean
 def take_tokens(outbox: int, mask: int, tokens: Words) -> int:
     """The opener's: move up to ``len(tokens)`` tokens of finished jobs; how many."""
     head = load_acquire(outbox + _HEAD)
@@ -542,25 +542,25 @@ def take_tokens(outbox: int, mask: int, tokens: Words) -> int:
     return count
 
 
-@hot
+@lean
 def sleep_unless(bell_address: int, key: int, timeout_ns: int) -> None:
     """``bell.sleep`` without the GIL, for Python's threads."""
     bell.sleep(bell_address, key, timeout_ns)
 
 
-@hot
+@lean
 def get_ready(bell_address: int) -> int:
     """``bell.prepare`` for Python's threads."""
     return bell.prepare(bell_address)
 
 
-@hot
+@lean
 def never_mind(bell_address: int) -> None:
     """``bell.cancel`` for Python's threads."""
     bell.cancel(bell_address)
 
 
-@hot
+@lean
 def ring_bell(bell_address: int) -> None:
     """``bell.ring`` for Python's threads; wakes everybody."""
     fence()
