@@ -30,7 +30,6 @@ from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import (
     DeadlineExceeded,
     IoUringSyscall,
-    NvmeCommandRefused,
     NvmePassthroughDisabled,
     NvmeStatus,
     OptionError,
@@ -255,18 +254,7 @@ class AsyncUringStream:
             self._check_free()
             self._check_user_data(user_data)
             file, namespace = self._namespace(fd)
-            nvme.check_command(
-                command,
-                block_size=namespace.block_size,
-                buffer_start=self._buffer.address,
-                buffer_length=len(self._buffer),
-            )
-            if command.nsid != namespace.nsid:
-                raise NvmeCommandRefused(
-                    f"it is for namespace {command.nsid}, and the descriptor is namespace {namespace.nsid}",
-                    device=namespace.device,
-                    fix=f"Encode it with nsid {namespace.nsid}.",
-                )
+            namespace.check(command, buffer_start=self._buffer.address, buffer_length=len(self._buffer))
             row = int(self._state[S_FREE])
             if row < 0:
                 raise _queue_full()
