@@ -380,3 +380,12 @@ def test_priorities_and_the_bound_on_starvation(make_arena: MakeArena) -> None:
     served = words[abi.CONTROL_PRIORITY_FAIRNESS_WORD :][:5].tolist()
     assert served == [180, 0, 0, 0, 20]
     assert words[abi.CONTROL_STARVATION_WORD] >= 1  # 180 critical slots passed the idle ones over more than 64 times
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("offset", "size"), [(8, 16), (65536, 1), (4096, 61441), (2**32 - 16, 16)])
+def test_payloads_that_the_gpu_cannot_read_fault(make_arena: MakeArena, offset: int, size: int) -> None:
+    arena = make_arena()
+    publish(arena, 0, 0, abi.OP_SCAN_TOUCH, data_slot=1, payload=size, offset=offset)
+    with Kernel(arena, where="cuda"):
+        assert collect(arena, 0, 1)[0, ring.COLUMN_STATUS] == abi.FAULT

@@ -364,10 +364,12 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
     if (threadIdx.x == 0) volatile_store(home, UA_CLAIMED);
     // The mask lies in host memory. A scan has no effect but its result, so it need not wait for the answer.
     if (threadIdx.x == 32) allowed = permitted(arena, descriptor[UA_SLOT_TENANT / 4]);
-    if (opcode == UA_OP_SCAN_TOUCH) {
+    const u32 begin = descriptor[UA_SLOT_PAYLOAD_OFFSET / 4], bytes = descriptor[UA_SLOT_PAYLOAD_BYTES / 4];
+    if (opcode == UA_OP_SCAN_TOUCH && (begin % 16 || begin + (u64)bytes > arena.slot_bytes)) {
+      status = UA_FAULT;  // a payload that 16-byte loads can't read, or that leaves its data slot
+    } else if (opcode == UA_OP_SCAN_TOUCH) {
       u64 where = descriptor[UA_SLOT_DATA_SLOT / 4];
-      touch(arena.data + where * arena.slot_bytes + descriptor[UA_SLOT_PAYLOAD_OFFSET / 4],
-            descriptor[UA_SLOT_PAYLOAD_BYTES / 4], arena.results + where * arena.result_bytes);
+      touch(arena.data + where * arena.slot_bytes + begin, bytes, arena.results + where * arena.result_bytes);
       if (threadIdx.x == 0 && !allowed) status = UA_FAULT;
     } else {
       __syncthreads();
