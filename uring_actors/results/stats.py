@@ -10,7 +10,7 @@ class ScanStats:
     """A snapshot. ``bytes`` counts bytes of files scanned, halos and repeated reads not included."""
 
     files: int = 0
-    """Files scanned to their end, empty ones included."""
+    """Files that are done with, empty ones and those that could not be read included."""
     bytes: int = 0
     matches: int = 0
     errors: int = 0

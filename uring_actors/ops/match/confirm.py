@@ -73,12 +73,6 @@ class ExtentMatches:
     marked: Marked = NO_MARKED
     candidates: Candidates = NO_CANDIDATES
 
-    def last_ends(self, patterns: int) -> Ints:
-        """For each of ``patterns`` pattern indices the end of its last match; ``start`` where it has none."""
-        ends = np.full(patterns, self.start, np.int64)
-        np.maximum.at(ends, self.marked.pattern, self.marked.end)
-        return ends
-
 
 @dataclass(frozen=True, slots=True)
 class Unread:
