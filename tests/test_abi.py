@@ -12,7 +12,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 
 CONSTANTS = {
-    "VERSION": 1,
+    "VERSION": 2,
     "MAGIC": 0x4E52415443415255,
     "PAGE": 4096,
     "CACHE_LINE": 64,
@@ -98,6 +98,10 @@ CONSTANTS = {
     "OP_SCAN_NOP": 0x40000000,
     "OP_SCAN_TOUCH": 0x40000001,
     "OP_SCAN_MATCH": 0x40000002,
+    "OP_SCAN_CRC32C": 0x40000003,
+    "OP_SCAN_HISTOGRAM": 0x40000004,
+    "OP_USER_FIRST": 0x00010000,
+    "OP_USER_LAST": 0x3FFFFFFF,
     "FLAG_FIRST": 1,
     "FLAG_LAST": 2,
     "FLAG_PACKED": 4,

@@ -8,6 +8,7 @@ place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,17 @@ from uring_actors.results.errors import Failure
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFunction:
+    """A user operation's CUDA form, to be compiled into the kernel (``megakernel/cuda.py`` says what it must be)."""
+
+    name: str
+    opcode: int
+    words: int
+    """64-bit words that it leaves."""
+    source: str
 
 
 class Settler(Protocol):
@@ -62,6 +74,21 @@ class Operation(Protocol):
     @property
     def on_gpu(self) -> bool:
         """Whether the CUDA kernel has it."""
+
+    @property
+    def device_functions(self) -> Sequence[DeviceFunction]:
+        """What the CUDA kernel must be compiled with."""
+
+    @property
+    def parameter(self) -> int:
+        """The slots' operation parameter (``abi.SLOT_OPERATION``)."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know before it starts."""
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        """What a data slot's result block must hold at least."""
 
     @property
     def schema(self) -> pa.Schema: ...

@@ -56,6 +56,9 @@ class Match:
     lead = True
     on_gpu = False
     schema = MATCH_SCHEMA
+    device_functions = ()
+    parameter = 0
+    notes = ()
 
     @classmethod
     def of(cls, patterns: Sequence[Regex | Literal]) -> Match:
@@ -76,6 +79,9 @@ class Match:
     @property
     def halo(self) -> int:
         return self.plan_set.halo
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        return slot_bytes // 4
 
     def make_worker(self, arena: Arena) -> MatchWorker:
         return MatchWorker(arena, self.engine, self._spill)

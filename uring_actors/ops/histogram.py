@@ -1,0 +1,69 @@
+"""HISTOGRAM: how often each byte value occurs in a file or in each block of it, and the entropy that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from uring_actors.arena import abi
+from uring_actors.errors import OptionError
+from uring_actors.megakernel.reduce import HISTOGRAM_WORDS
+from uring_actors.ops.reduction import Reduction, State, Words
+
+BLOCK_MIN: Final = 1024
+BLOCK_MAX: Final = abi.WRAP
+"""Bytes of a block. In smaller ones there would be more counts than bytes."""
+
+
+@dataclass(frozen=True)
+class Histogram(Reduction):
+    """Byte counts. Rows: path, bytes, entropy (Shannon's, in bits a byte; 0 without bytes), counts (256 of them).
+
+    block: with it a row for each block of that many bytes (the file's last may be shorter), and a column offset after
+    path; an empty file has none. Of a file of which bytes are missing only whole blocks have rows.
+    """
+
+    block: int = 0
+
+    opcode = abi.OP_SCAN_HISTOGRAM
+    words = HISTOGRAM_WORDS
+
+    def __post_init__(self) -> None:
+        if self.block and not BLOCK_MIN <= self.block <= BLOCK_MAX:
+            raise OptionError(
+                f"a histogram's block is {self.block} bytes",
+                fix=f"It must be from {BLOCK_MIN} bytes to {BLOCK_MAX}, or 0 for whole files.",
+            )
+
+    @property
+    def empty(self) -> State:
+        return np.zeros(HISTOGRAM_WORDS, np.int64)
+
+    def load(self, words: Words) -> State:
+        return words.copy()
+
+    def combine(self, left: State, right: State) -> State:
+        return left + right
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        counts = pa.list_(pa.field("item", pa.uint64(), nullable=False), HISTOGRAM_WORDS)
+        return [pa.field("entropy", pa.float64(), nullable=False), pa.field("counts", counts, nullable=False)]
+
+    def columns(self, values: list[Any]) -> list[pa.Array]:
+        counts = np.stack(values)
+        flat = pa.array(counts.astype(np.uint64).ravel())
+        return [
+            pa.array(entropy(counts), pa.float64()),
+            pa.FixedSizeListArray.from_arrays(flat, type=self.fields[1].type),
+        ]
+
+
+def entropy(counts: Words) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Shannon's entropy of each row of counts, in bits."""
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    # 0 · log 0 counts as 0. Plus 0.0, for the sum of a single value is −0.
+    return -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=1) + 0.0
