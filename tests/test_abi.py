@@ -128,6 +128,7 @@ CONSTANTS = {
     "RESULT_VALUES": 16,
     "RESULT_VALUE_COUNT": 6,
     "RESULT_HITS": 64,
+    "USER_WORDS": 510,
     "HIT_BYTES": 16,
     "HIT_PATTERN": 0,
     "HIT_START": 4,

@@ -32,6 +32,7 @@ from uring_actors.ops.checksum import Checksum
 from uring_actors.ops.histogram import Histogram
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.pattern import Literal, Regex
+from uring_actors.ops.user import UserOperation
 from uring_actors.plan import AnyPath, FileEntry, devices, walk
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
@@ -72,6 +73,8 @@ def make_operation(operation: str | Operation, patterns: Iterable[Regex | Litera
     if patterns is not None:
         raise OptionError(f"operation {operation!r} takes no patterns", fix="Leave them out, or use 'match'.")
     if not isinstance(operation, str):
+        if isinstance(operation, UserOperation):
+            operation.prepare()
         return operation
     named: dict[str, Operation] = {
         "checksum": Checksum(),

@@ -162,6 +162,7 @@ RESULT_LAST_NEWLINE: Final = 12  # offset in the payload, or NO_NEWLINE
 RESULT_VALUES: Final = 16  # operation results: six u64; a reduction's states go on to the block's end
 RESULT_VALUE_COUNT: Final = 6
 RESULT_HITS: Final = 64
+USER_WORDS: Final = (PAGE - RESULT_VALUES) // 8  # of a user operation's state: what the smallest block holds
 HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known

@@ -37,7 +37,7 @@ def run_reduction(book: Book, slot: int, opcode: int) -> int:
     address = ring.slot_address(book, slot)
     result = ring.result_address(book, load32(address + abi.SLOT_DATA_SLOT))
     length, offset = load32(address + abi.SLOT_PAYLOAD_BYTES), load64(address + abi.SLOT_FILE_OFFSET)
-    block = load32(address + abi.SLOT_OPERATION)
+    block = load32(address + abi.SLOT_OPERATION) if opcode != abi.OP_SCAN_TOUCH else 0
     if abi.RESULT_VALUES + 8 * state_words(opcode, length, offset, block) > book[BOOK_RESULT_BYTES]:
         return abi.FAULT
     reduce(opcode, payload_address(book, slot), length, offset, block, result + abi.RESULT_VALUES)

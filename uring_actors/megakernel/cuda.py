@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ import numpy as np
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
-from uring_actors.errors import PipelineError
+from uring_actors.errors import OperationError, PipelineError
 from uring_actors.megakernel import ring
+from uring_actors.megakernel.nvrtc import DoesNotCompile, compile_log
 from uring_actors.megakernel.protocol import cuda_header
 
 _THREADS = 1024
@@ -38,14 +41,73 @@ _END_SECONDS = 5.0
 cupy: Any = None
 
 
-def source() -> str:
-    """The whole CUDA source: constants, then ``kernel.cu``."""
-    return cuda_header() + (Path(__file__).parent / "kernel.cu").read_text()
+@dataclass(frozen=True, slots=True)
+class DeviceFunction:
+    """A user operation's CUDA form. ``source`` defines ``name`` as docs/operations.md says; it leaves ``words`` words
+    and runs for ``opcode``."""
+
+    name: str
+    opcode: int
+    words: int
+    source: str
+
+
+_USER_MARK = "// USER OPERATIONS\n"
+_USER_ARGUMENTS = {
+    "payload": "const volatile u8*",
+    "bytes": "u32",
+    "before": "u32",
+    "after": "u32",
+    "offset": "u64",
+    "state": "long long*",
+}
+
+
+def source(functions: Sequence[DeviceFunction] = ()) -> str:
+    """The whole CUDA source: constants, then ``kernel.cu`` with the users' functions in their place."""
+    kernel = (Path(__file__).parent / "kernel.cu").read_text()
+    before, mark, after = kernel.partition(_USER_MARK)
+    assert mark
+    line = before.count("\n") + 2
+    return f'{cuda_header()}#line 1 "kernel.cu"\n{before}{_user_part(functions)}#line {line} "kernel.cu"\n{after}'
+
+
+def _user_part(functions: Sequence[DeviceFunction]) -> str:
+    """Each function in a namespace of its own, under its own lines' numbers; then who is called for which opcode."""
+    lines = []
+    for i, function in enumerate(functions):
+        lines += [f"namespace user_{i} {{", f'#line 1 "{function.name}.cu"', function.source, "}"]
+    lines += ['#line 1 "user operations"', "__device__ u32 user_words(u32 opcode) {", "switch (opcode) {"]
+    lines += [f"case {function.opcode}u: return {function.words}u;" for function in functions]
+    parameters = ", ".join(f"{kind} {name}" for name, kind in _USER_ARGUMENTS.items())
+    lines += ["default: return 0;", "}", "}", f"__device__ void user_operation(u32 opcode, {parameters}) {{"]
+    lines += ["switch (opcode) {"]
+    for i, function in enumerate(functions):
+        call = f"user_{i}::{function.name}({', '.join(_USER_ARGUMENTS)})"
+        lines += [f'#line 1 "the call of {function.name}"', f"case {function.opcode}u: {call}; return;"]
+    return "\n".join([*lines, "default: return;", "}", "}", ""])
 
 
 def compile_options() -> tuple[str, ...]:
     """NVRTC's options, for every architecture."""
     return ("--std=c++17",)
+
+
+def check(functions: Sequence[DeviceFunction], architecture: str) -> None:
+    """Compile the kernel with these functions for ``architecture``, by NVRTC; no GPU is needed.
+
+    Raises OperationError with the compiler's report, in the users' own line numbers; PipelineError where NVRTC is
+    missing.
+    """
+    try:
+        compile_log(source(functions), architecture, compile_options())
+    except DoesNotCompile as error:
+        raise _does_not_compile(functions, str(error)) from error
+
+
+def _does_not_compile(functions: Sequence[DeviceFunction], report: str) -> OperationError:
+    names = ", ".join(function.name for function in functions)
+    return OperationError(names, f"its CUDA form does not compile\n{report}")
 
 
 def looks_possible() -> bool:
@@ -79,15 +141,16 @@ class CudaKernel:
     """The megakernel on the current GPU, over one arena.
 
     blocks: the grid, scheduler included; at most, and by default, one block for each multiprocessor, since all
-    must be resident.
+    must be resident. functions: users' operations, to be compiled in.
     """
 
-    def __init__(self, arena: Arena, *, blocks: int | None = None) -> None:
+    def __init__(self, arena: Arena, *, blocks: int | None = None, functions: Sequence[DeviceFunction] = ()) -> None:
         reason = unavailable()
         if reason is not None:
             raise PipelineError(f"the kernel can't run on a GPU: {reason}", fix="Use backend='cpu' or 'auto'.")
         self._arena = arena
         self._book = arena.address_book()
+        self._functions = functions
         multiprocessors = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
         self._blocks = min(blocks or multiprocessors, multiprocessors, _MAX_WORKERS + 1)
         self._memory: list[Any] = []
@@ -99,8 +162,13 @@ class CudaKernel:
         layout = self._arena.layout
         cupy.cuda.runtime.hostRegister(self._arena.address, layout.total, _REGISTER_MAPPED)
         self._registered = True
-        module = cupy.RawModule(code=source(), options=compile_options())
-        function = module.get_function("megakernel")
+        module = cupy.RawModule(code=source(self._functions), options=compile_options())
+        try:
+            function = module.get_function("megakernel")
+        except cupy.cuda.compiler.CompileException as error:
+            if self._functions:
+                raise _does_not_compile(self._functions, str(error)) from error
+            raise
         sizes = (_QUEUES * layout.ring_slots, 16 * layout.ring_slots, _MAILBOX_WORDS * self._blocks, self._blocks)
         memory = [cupy.zeros(size, cupy.uint32) for size in sizes]
         self._memory = [module, *memory]

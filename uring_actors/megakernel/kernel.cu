@@ -307,6 +307,42 @@ __device__ void touch(const u8* payload, u32 bytes, u8* result) {
   }
 }
 
+// ── user operations ──────────────────────────────────────────────────────────────────────────────────────────────
+// Helpers for their sources, which are inserted below (megakernel/cuda.py; docs/operations.md has the contract).
+
+// Add every thread's value to a word of the state. All threads of a warp call it together.
+__device__ void ua_add(long long* word, long long value) {
+  for (int o = 16; o; o >>= 1) value += __shfl_down_sync(~0u, value, o);
+  if ((threadIdx.x & 31) == 0) atomicAdd((u64*)word, (u64)value);
+}
+
+// Bytes [16 i, 16 i + 16) of the payload, as one load.
+__device__ uint4 ua_load16(const volatile u8* payload, u32 i) { return __ldcv((const uint4*)payload + i); }
+
+// USER OPERATIONS
+
+// Run a user's operation with all threads of the block, and store its state; false where there is none such, or where
+// the payload is misaligned or leaves its data slot.
+__device__ bool run_user(const Arena& arena, const u32* descriptor) {
+  __shared__ long long state[UA_USER_WORDS];
+  const u32 opcode = descriptor[UA_SLOT_OPCODE / 4], begin = descriptor[UA_SLOT_PAYLOAD_OFFSET / 4];
+  const u32 bytes = descriptor[UA_SLOT_PAYLOAD_BYTES / 4], after = descriptor[UA_SLOT_HALO_BYTES / 4];
+  const u64 where = descriptor[UA_SLOT_DATA_SLOT / 4];
+  const u64 offset = descriptor[UA_SLOT_FILE_OFFSET / 4] | (u64)descriptor[UA_SLOT_FILE_OFFSET / 4 + 1] << 32;
+  const u32 words = user_words(opcode);
+  if (!words || begin % 16 || begin + (u64)bytes + after > arena.slot_bytes) return false;
+  for (u32 i = threadIdx.x; i < words; i += blockDim.x) state[i] = 0;
+  __syncthreads();
+  user_operation(opcode, arena.data + where * arena.slot_bytes + begin, bytes, offset && begin, after, offset, state);
+  __syncthreads();
+  u8* result = arena.results + where * arena.result_bytes;
+  for (u32 i = threadIdx.x; i < words; i += blockDim.x)
+    *(volatile long long*)(result + UA_RESULT_VALUES + 8 * i) = state[i];
+  __threadfence_system();  // each thread's words, before thread 0 stores the status
+  __syncthreads();
+  return true;
+}
+
 // Operations on control words: one thread. FAULT where an index is out of range.
 __device__ u32 control_operation(const Arena& arena, u32 opcode, const u32* a) {
   const u32 words = UA_CONTROL_WORDS, observables = UA_CONTROL_WORDS - UA_CONTROL_OBSERVABLE_WORD;
@@ -367,6 +403,10 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
     const u32 begin = descriptor[UA_SLOT_PAYLOAD_OFFSET / 4], bytes = descriptor[UA_SLOT_PAYLOAD_BYTES / 4];
     if (opcode == UA_OP_SCAN_TOUCH && (begin % 16 || begin + (u64)bytes > arena.slot_bytes)) {
       status = UA_FAULT;  // a payload that 16-byte loads can't read, or that leaves its data slot
+    } else if (opcode >= UA_OP_USER_FIRST && opcode <= UA_OP_USER_LAST) {
+      const bool ran = run_user(arena, descriptor);
+      __syncthreads();
+      if (threadIdx.x == 0 && !(ran && allowed)) status = UA_FAULT;
     } else if (opcode == UA_OP_SCAN_TOUCH) {
       u64 where = descriptor[UA_SLOT_DATA_SLOT / 4];
       touch(arena.data + where * arena.slot_bytes + begin, bytes, arena.results + where * arena.result_bytes);

@@ -1,7 +1,8 @@
 """Reductions on the CPU: what an operation leaves of a payload, as a few 64-bit words (its *state*).
 
-The settling thread combines the states of a file's extents (``ops/reduction.py``). With a block size, every block
-that the payload meets gets a state of its own, one behind the other, so that blocks are exact wherever extents end.
+The settling thread combines the states of a file's extents (``ops/reduction.py``). With a block size (the slot's
+operation parameter; TOUCH has none) every block that the payload meets gets a state of its own, one behind the other,
+so that blocks are exact wherever extents end.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,22 +18,12 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import errno_name
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
+from uring_actors.megakernel.cuda import DeviceFunction
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceFunction:
-    """A user operation's CUDA form, to be compiled into the kernel (``megakernel/cuda.py`` says what it must be)."""
-
-    name: str
-    opcode: int
-    words: int
-    """64-bit words that it leaves."""
-    source: str
 
 
 class Settler(Protocol):

@@ -25,7 +25,8 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import OperationError
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
-from uring_actors.ops.base import DeviceFunction, Rows, Settler, extents, fault_failure, read_failure
+from uring_actors.megakernel.cuda import DeviceFunction
+from uring_actors.ops.base import Rows, Settler, extents, fault_failure, read_failure
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
@@ -50,12 +51,15 @@ class Reduction:
     """Whether a file of which bytes are missing has a row, of what there was."""
     block: int = 0
     """Bytes of which each has a row; 0: the whole file has one."""
-    notes: Sequence[str] = ()
     device_functions: Sequence[DeviceFunction] = ()
 
     @property
     def parameter(self) -> int:
         return self.block
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return ()
 
     def result_bytes(self, slot_bytes: int) -> int:
         parts = 1 if self.block == 0 else (slot_bytes - 1) // self.block + 2
@@ -110,10 +114,6 @@ class Reduction:
         return pa.RecordBatch.from_arrays(
             [*head, pa.array(sizes, pa.int64()), *self.columns(values)], schema=self.schema
         )
-
-    def fault(self, entry: FileEntry, row: Sequence[int]) -> Failure:
-        """The row in ``errors`` for a slot that the kernel handed back as FAULT."""
-        return fault_failure(entry, row)
 
 
 class _Run:
@@ -189,14 +189,20 @@ class ReductionSettler:
         self._paths, self._offsets, self._sizes, self._values = [], [], [], []
         return [batch]
 
+    def fault(self, entry: FileEntry, row: Sequence[int]) -> Failure:
+        """The row in ``errors`` for a slot that the kernel handed back as FAULT."""
+        return fault_failure(entry, row)
+
     def _settle_slot(self, row: list[int]) -> None:
         file = self._open[row[ring.COLUMN_FILE_ID]]
         size = row[ring.COLUMN_PAYLOAD_BYTES]
         self.bytes += size
         file.bytes += size
         if row[ring.COLUMN_STATUS] == abi.FAULT:
+            failure = self.fault(file.entry, row)
+            if not file.broken:  # what fails once fails again: one row says it of the whole file
+                self.failures.append(failure)
             file.broken = True
-            self.failures.append(self._operation.fault(file.entry, row))
         else:
             if row[ring.COLUMN_FLAGS] & abi.FLAG_FAILED:
                 self._unread(file, row)
