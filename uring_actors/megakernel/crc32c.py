@@ -184,12 +184,12 @@ def software(address: int, length: int) -> int:
     return crc ^ _ONES
 
 
-def _has_instruction() -> bool:
-    """Whether Numba compiles for a processor with crc32: of NUMBA_CPU_NAME where that is set, else this one."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    return "+crc32" in features and "+sse4.2" in features and "+64bit" in features
+def has_instruction(features: str) -> bool:
+    """Whether a processor with these features, as LLVM writes them, has x86's crc32 for 64 bits."""
+    return {"+crc32", "+sse4.2", "+64bit"} <= set(features.split(","))
 
 
-HARDWARE: Final = _has_instruction()
+# What Numba compiles for: this processor, or that of NUMBA_CPU_NAME.
+HARDWARE: Final = has_instruction(cpu_target.target_context.codegen().magic_tuple()[2])
 crc32c: Final = hardware if HARDWARE else software
 """The CRC32C of ``length`` bytes at ``address``, for hot functions."""

@@ -81,6 +81,10 @@ class Reduction:
         """The state from its words, which are somebody else's afterwards."""
         raise NotImplementedError
 
+    def load_blocks(self, words: Words) -> Sequence[Any]:
+        """The values of whole blocks, whose words are the rows of ``words``."""
+        return [self.finish(self.load(row), self.block) for row in words]
+
     def combine(self, left: State, right: State) -> State:
         """The state of two neighbours."""
         raise NotImplementedError
@@ -157,10 +161,8 @@ class ReductionSettler:
         self._operation = operation
         self._words, self._block = operation.words, operation.block
         self._payload = payload
-        self._results: Words = np.frombuffer(
-            arena.view, np.int64, layout.slots * layout.result_bytes // 8, layout.results
-        )
-        self._result_words = layout.result_bytes // 8
+        self._view = arena.view
+        self._results, self._result_bytes = layout.results, layout.result_bytes
         self._open: dict[int, _File] = {}
         self._paths: list[bytes] = []
         self._offsets: list[int] = []
@@ -224,19 +226,34 @@ class ReductionSettler:
 
     def _add(self, file: _File, offset: int, size: int, data_slot: int) -> None:
         """Take the states of the extent at ``offset``."""
-        at = data_slot * self._result_words + abi.RESULT_VALUES // 8
+        at = self._results + data_slot * self._result_bytes + abi.RESULT_VALUES
         if not self._block:
-            state = self._operation.load(self._results[at : at + self._words])
-            self._join(file, 0, file.entry.size, offset, offset + size, state)
+            self._join(file, 0, file.entry.size, offset, offset + size, self._load(at))
             return
         stop = offset + size
         while offset < stop:
-            start = offset - offset % self._block
-            end = min(start + self._block, file.entry.size)
-            state = self._operation.load(self._results[at : at + self._words])
-            self._join(file, start, end, offset, min(end, stop), state)
+            low = offset - offset % self._block
+            whole = (stop - offset) // self._block if offset == low else 0
+            if whole:
+                self._emit_blocks(file, offset, whole, at)
+                end = offset + whole * self._block
+            else:
+                high = min(low + self._block, file.entry.size)
+                end = min(high, stop)
+                self._join(file, low, high, offset, end, self._load(at))
             offset = end
-            at += self._words
+            at += 8 * self._words * max(1, whole)
+
+    def _emit_blocks(self, file: _File, offset: int, count: int, at: int) -> None:
+        """Rows of neighbouring blocks that lie in one extent: there may be hundreds of them."""
+        words = np.frombuffer(self._view, np.int64, count * self._words, at).reshape(count, self._words)
+        self._paths.extend([file.entry.path] * count)
+        self._offsets.extend(range(offset, offset + count * self._block, self._block))
+        self._sizes.extend([self._block] * count)
+        self._values.extend(self._operation.load_blocks(words))
+
+    def _load(self, at: int) -> State:
+        return self._operation.load(np.frombuffer(self._view, np.int64, self._words, at))
 
     def _join(self, file: _File, low: int, high: int, start: int, stop: int, state: State) -> None:
         """Bytes [start, stop) have come, of the block [low, high): with what lies on both sides of it one run."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
+import struct
 import sys
 import threading
 import traceback
@@ -270,33 +271,28 @@ class UserWorker:
         faults: dict[int, OperationError],
     ) -> None:
         layout = arena.layout
-        self._bytes = np.frombuffer(arena.view, np.uint8)
-        self._bytes.flags.writeable = False
-        self._words: Words = np.frombuffer(arena.view, np.int64, layout.total // 8)
+        self._view = arena.view
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._name, self._count, self._halo = definition.name, len(definition.state), definition.halo
         self._function, self._extra = function, definition.parameters[1:]
+        self._lead = "before" in self._extra
         self._faults = faults
 
     def run(self, slot: Sequence[int]) -> None:
         data_slot, size = slot[abi.SLOT_DATA_SLOT // 4], slot[abi.SLOT_PAYLOAD_BYTES // 4]
         offset = slot[abi.SLOT_FILE_OFFSET // 4] | slot[abi.SLOT_FILE_OFFSET // 4 + 1] << 32
         start = self._data + data_slot * self._slot_bytes + slot[abi.SLOT_PAYLOAD_OFFSET // 4]
-        stop = start + size
-        at = (self._results + data_slot * self._result_bytes + abi.RESULT_VALUES) // 8
+        before, after = 1 if offset and self._lead else 0, min(self._halo, slot[abi.SLOT_HALO_BYTES // 4])
+        # Made anew for each slot: a view that is kept would keep the arena.
+        memory = self._view[start - before : start + size + after].toreadonly()
+        text = np.frombuffer(memory, np.uint8)
+        given = {"before": text[:before], "after": text[before + size :], "offset": offset}
         try:
-            extra: list[Any] = []
-            for name in self._extra:
-                if name == "offset":
-                    extra.append(offset)
-                elif name == "before":
-                    extra.append(self._bytes[start - (1 if offset else 0) : start])
-                else:
-                    after = min(self._halo, slot[abi.SLOT_HALO_BYTES // 4])
-                    extra.append(self._bytes[stop : stop + after])
-            state = self._function(self._bytes[start:stop], *extra)
-            self._words[at : at + self._count] = as_words(state, self._count)
+            extra = [given[name] for name in self._extra]
+            state = as_words(self._function(text[before : before + size], *extra), self._count)
+            at = self._results + data_slot * self._result_bytes + abi.RESULT_VALUES
+            struct.pack_into(f"<{self._count}q", self._view, at, *state)
         except Exception as error:
             self._faults[data_slot] = OperationError(self._name, described(error), offset=offset)
             raise Refused from error
