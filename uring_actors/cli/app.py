@@ -154,7 +154,7 @@ def scan(
         regexp, fixed, ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1
     )
     if explain:
-        click.echo(spelled.explain(wanted))
+        click.echo(spelled.explain(wanted, checked.backend))
         return 0
 
     from uring_actors.cli import running

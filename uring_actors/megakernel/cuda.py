@@ -149,6 +149,7 @@ class _Sets:
             entry[word] = begin + len(blob)
             blob += table.tobytes()
             blob += bytes(-len(blob) % 256)
+        entry[protocol.SET_LOADED_WORD] = 1
         entry[protocol.SET_GROUPS_WORD] = automata.groups
         entry[protocol.SET_SHIFT_WORD] = automata.shift
         entry[protocol.SET_DEPTH_WORD] = automata.depth
@@ -235,15 +236,19 @@ class CudaKernel:
         number, begin, entry, tables = self._sets.place(automata)
         # The entry last: whoever sees it sees the tables.
         for offset, data in ((begin, tables), (number * protocol.SET_WORDS * 4, entry.tobytes())):
-            if self._device_sets is None:
-                self._early.append((offset, data))
-            else:
-                self._copy(offset, data)
+            self._put(offset, data)
         return number
 
     def unload(self, number: int) -> None:
-        """Give a set's room back. No slot that names it may be published or running."""
+        """Give a set's room back. No slot that names it may be published or running; one that does later is FAULT."""
+        self._put(number * protocol.SET_WORDS * 4, bytes(protocol.SET_WORDS * 4))
         self._sets.free(number)
+
+    def _put(self, offset: int, data: bytes) -> None:
+        if self._device_sets is None:
+            self._early.append((offset, data))
+        else:
+            self._copy(offset, data)
 
     def _copy(self, offset: int, data: bytes) -> None:
         """Copy to the sets' memory, through pinned memory, without waiting for anything but this copy."""

@@ -7,11 +7,13 @@
 //
 // Hand-overs, each a release that the next owner acquires:
 //   publisher → scheduler   x86 stores in order: arguments, then the position word (last word of the line's second
-//                           half), then status. The warp reads the line in four 16-byte loads, which may see it in
-//                           pieces; it takes the slot only where status says PUBLISHED *and* the position word is the
-//                           one expected, so both halves are new. Then a system fence: the worker's loads of the
-//                           payload come after it.
-//   scheduler → worker      descriptor → __syncwarp → release of the mailbox's number (gpu) → acquire.
+//                           half), then status. The warp acquires the status, and reads the line in four 16-byte
+//                           loads, which may see it in pieces; it takes the slot only where both say PUBLISHED *and*
+//                           the position word is the one expected, so both halves are new. The payload was written
+//                           before the status, and the worker's loads of it come after the acquire.
+//   scheduler → worker      descriptor in pieces of 16 bytes, each a single store that carries the work's number, each
+//                           read by a single load (128-bit scalar accesses are single-copy atomic). A worker takes it
+//                           when all pieces have the new number; fences on both sides order what is older (gpu).
 //   worker → host           results → release of the slot's status (sys) → the host's acquire load.
 //   worker → scheduler      release of the worker's report (gpu), after the status → acquire.
 // No load of the arena may be cached: it is __ldcv or volatile, never __ldg.
@@ -27,8 +29,8 @@ typedef unsigned long long u64;
 #define STARVATION_BOUND 64  // how often a queue with work may be passed over before it is served first
 #define MAX_WORKERS 192
 #define NOTHING 0xFFFFFFFFu
-#define MAILBOX_WORDS 32     // a mailbox has a cache line: 16 words of descriptor, then its number
-#define MAILBOX_NUMBER 16
+#define MAILBOX_WORDS 32     // a mailbox has a cache line: pieces of 16 bytes, each three words of descriptor …
+#define MAILBOX_PIECES 6     // … and the number of the work, so that a piece is new where its number is
 #define TILE_BYTES 32768     // of a payload, worked on from shared memory: 32 bytes for each of 1,024 threads
 #define CHUNK_WORDS 8        // 32-bit words of a thread's piece of a tile, and what it warms an automaton up on at most
 #define CHUNK_STRIDE 9       // odd, so that the threads of a warp read from different banks
@@ -70,6 +72,22 @@ __device__ __forceinline__ void release_gpu(u32* p, u32 v) {
 }
 __device__ __forceinline__ void release_sys(u32* p, u32 v) {
   asm volatile("st.release.sys.global.u32 [%0],%1;" ::"l"(p), "r"(v) : "memory");
+}
+__device__ __forceinline__ uint4 load_piece(const u32* p) {
+  uint4 v;
+  asm volatile("{.reg .b128 q; .reg .b64 a, b; ld.relaxed.gpu.global.b128 q,[%4]; mov.b128 {a, b}, q;"
+               " mov.b64 {%0, %1}, a; mov.b64 {%2, %3}, b;}"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_piece(u32* p, uint4 v) {
+  asm volatile("{.reg .b128 q; .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; mov.b128 q, {a, b};"
+               " st.relaxed.gpu.global.b128 [%0], q;}" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ u32 acquire_sys(const u32* p) {
+  u32 v;
+  asm volatile("ld.acquire.sys.global.u32 %0,[%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
 }
 __device__ __forceinline__ u32 volatile_load(const u32* p) { return *(const volatile u32*)p; }
 __device__ __forceinline__ void volatile_store(u32* p, u32 v) { *(volatile u32*)p = v; }
@@ -137,16 +155,22 @@ __device__ u32 choose(Schedule& s) {
 
 // Put one descriptor (word i in lane i, i < 16) into a worker's mailbox.
 __device__ void give(Schedule& s, const Device& device, u32 worker, u32 word) {
-  u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
   u32 opcode = __shfl_sync(~0u, word, UA_SLOT_OPCODE / 4);
-  if (threadIdx.x < 16) volatile_store(mailbox + threadIdx.x, word);
-  __syncwarp();
+  const u32 first = 3 * threadIdx.x, number = (s.given[worker] + 1) & ~FAULTED;
+  uint4 piece;
+  piece.x = __shfl_sync(~0u, word, first);
+  piece.y = __shfl_sync(~0u, word, first + 1);
+  piece.z = __shfl_sync(~0u, word, first + 2);
+  piece.w = number;
+  if (threadIdx.x < MAILBOX_PIECES) {
+    __threadfence();
+    store_piece(device.mailboxes + worker * MAILBOX_WORDS + 4 * threadIdx.x, piece);
+  }
   if (threadIdx.x == 0) {
     s.opcode[worker] = opcode;
     s.busy[worker] = 1;
     s.busy_count++;
-    s.given[worker] = (s.given[worker] + 1) & ~FAULTED;
-    release_gpu(mailbox + MAILBOX_NUMBER, s.given[worker]);
+    s.given[worker] = number;
   }
   __syncwarp();
 }
@@ -237,6 +261,16 @@ __device__ void enqueue(Schedule& s, const Device& device, uint4 words, u32 posi
   __syncwarp();
 }
 
+// Read the lines of `look` ring slots from `position` on: 16 bytes a lane, and each line's status again, acquired.
+__device__ __forceinline__ void read_lines(const Arena& arena, u32 position, u32 look, uint4& words, u32& status) {
+  const u32 line = threadIdx.x >> 2, part = threadIdx.x & 3;
+  const u32* home = arena.ring + (u64)((position + line) & arena.ring_mask) * 16;
+  words = make_uint4(0, 0, 0, 0);
+  status = UA_EMPTY;
+  if (line < look) words = __ldcv((const uint4*)home + part);
+  if (line < look && part == 0) status = acquire_sys(home);
+}
+
 __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, u32 workers) {
   const u32 lane = threadIdx.x, line = lane >> 2, part = lane & 3, mask = arena.ring_mask;
   u32 position = arena.first_position, look = 1, idle = 0, since = 0, mirrored;
@@ -255,16 +289,23 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
   }
   __syncwarp();
   mirrored = s.done;
+  uint4 ahead = make_uint4(0, 0, 0, 0);
+  u32 status_ahead = UA_EMPTY;
+  bool two = false;  // a look is under way, in `ahead`
   while (!s.stop) {
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)((position + line) & mask) * 16) + part);
+    // While idle, the next look at the line is under way before this one is back.
+    uint4 words = ahead;
+    u32 status = status_ahead;
+    if (!two) read_lines(arena, position, look, words, status);
+    two = look == 1 && idle;
+    if (two) read_lines(arena, position, 1, ahead, status_ahead);
     if (s.busy_count) take_reports(s, device, workers);  // while the line is on its way
-    u32 status_ok = __ballot_sync(~0u, part == 0 && words.x == UA_PUBLISHED);
+    u32 status_ok = __ballot_sync(~0u, part == 0 && status == UA_PUBLISHED && words.x == UA_PUBLISHED);
     u32 place_ok = __ballot_sync(~0u, part == 3 && words.w == position + line);
     u32 count = 0;
     while (count < look && (status_ok >> (4 * count) & 1) && (place_ok >> (4 * count + 3) & 1)) count++;
     if (count) {
-      __threadfence_system();
+      two = false;  // what is under way is of a slot that was taken
       if (!give_fresh(s, device, words, position, count, mask)) enqueue(s, device, words, position, count, mask);
       position += count;
     }
@@ -692,7 +733,8 @@ __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const 
   u8* result = arena.results + where * arena.result_bytes;
   const u32 parameter = slot[UA_SLOT_OPERATION / 4];
   if (opcode == UA_OP_SCAN_MATCH) {
-    if (parameter >= UA_SETS) return UA_FAULT;
+    if (parameter >= UA_SETS || !volatile_load((const u32*)device.sets + parameter * UA_SET_WORDS + UA_SET_LOADED_WORD))
+      return UA_FAULT;
     const u32 capacity = (arena.result_bytes - UA_RESULT_HITS) / UA_HIT_BYTES;
     match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, scratch);
     return UA_DONE;
@@ -702,17 +744,20 @@ __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const 
 }
 
 __device__ void work(const Arena& arena, const Device& device, u32 worker) {
-  __shared__ u32 descriptor[16], allowed;
+  __shared__ u32 descriptor[3 * MAILBOX_PIECES], allowed;
   __shared__ __align__(16) u32 scratch[(TILE_BYTES / 32 + 1) * CHUNK_STRIDE];
   const u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
   u32 number = 0;
   for (;;) {
     if (threadIdx.x < 32) {
-      u32 seen = number;
-      if (threadIdx.x == 0)
-        while ((seen = acquire_gpu(mailbox + MAILBOX_NUMBER)) == number) {}
-      number = __shfl_sync(~0u, seen, 0);
-      if (threadIdx.x < 16) descriptor[threadIdx.x] = volatile_load(mailbox + threadIdx.x);
+      uint4 piece;
+      do {
+        piece = threadIdx.x < MAILBOX_PIECES ? load_piece(mailbox + 4 * threadIdx.x) : make_uint4(0, 0, 0, number + 1);
+      } while (!__all_sync(~0u, piece.w != number));
+      __threadfence();
+      number = __shfl_sync(~0u, piece.w, 0);
+      u32* to = descriptor + 3 * threadIdx.x;
+      if (threadIdx.x < MAILBOX_PIECES) to[0] = piece.x, to[1] = piece.y, to[2] = piece.z;
     }
     __syncthreads();
     const u32 slot = descriptor[0], opcode = descriptor[UA_SLOT_OPCODE / 4];

@@ -17,6 +17,7 @@ SET_CLASSES_WORD: Final = 3  # this and the next three: bytes from the first ent
 SET_NEXT_WORD: Final = 4
 SET_FIRST_WORD: Final = 5
 SET_ACCEPTS_WORD: Final = 6
+SET_LOADED_WORD: Final = 7
 SET_ROOTS_WORD: Final = 8
 
 CRC_POLYNOMIAL: Final = 0x82F63B78

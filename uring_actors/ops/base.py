@@ -18,11 +18,16 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import errno_name
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
+
+
+class NotOnDevice(Exception):
+    """The CUDA kernel can't run this operation; the text says why, as the end of a sentence."""
 
 
 class Settler(Protocol):
@@ -60,8 +65,12 @@ class Operation(Protocol):
         """Whether bytes must stand before the payload."""
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the CUDA kernel has it."""
+    def automata(self) -> Automata | None:
+        """What the CUDA kernel must have in its memory to run it."""
+
+    def on_device(self, *, insist: bool) -> Operation:
+        """The operation as the CUDA kernel runs it, with the same rows. Raises NotOnDevice where it has no form
+        there, or, unless ``insist``, where the CPU kernel is the better choice."""
 
     @property
     def schema(self) -> pa.Schema: ...

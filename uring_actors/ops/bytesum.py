@@ -16,7 +16,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
-from uring_actors.ops.base import Rows, Settler, extents, fault_failure, read_failure
+from uring_actors.ops.base import Operation, Rows, Settler, extents, fault_failure, read_failure
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
@@ -30,13 +30,16 @@ class Nop:
     opcode: int = abi.OP_SCAN_NOP
     halo: int = 0
     lead: bool = False
-    on_gpu: bool = True
+    automata: None = None
 
     @property
     def schema(self) -> pa.Schema:
         return pa.schema(
             [pa.field("path", pa.binary(), nullable=False), pa.field("bytes", pa.int64(), nullable=False)]
         )
+
+    def on_device(self, *, insist: bool) -> Operation:
+        return self
 
     def make_worker(self, arena: Arena) -> Worker | None:
         return None

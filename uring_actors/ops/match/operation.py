@@ -10,7 +10,7 @@ and leaves them all in memory of this process, so nothing is lost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,8 +22,8 @@ from uring_actors.arena import abi
 from uring_actors.arena.book import Book
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
+from uring_actors.ops.base import Operation, Settler, extents, fault_failure, read_failure
 from uring_actors.ops.base import Rows as SlotRows
-from uring_actors.ops.base import Settler, extents, fault_failure, read_failure
 from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
 from uring_actors.ops.match.engine import Engine, Hits
 from uring_actors.ops.match.frontend import compile_patterns
@@ -49,7 +49,7 @@ class Match:
 
     opcode = abi.OP_SCAN_MATCH
     lead = True
-    on_gpu = False
+    automata = None
     schema = MATCH_SCHEMA
 
     @classmethod
@@ -72,11 +72,19 @@ class Match:
     def halo(self) -> int:
         return self.plan_set.halo
 
+    def on_device(self, *, insist: bool) -> Operation:
+        from uring_actors.ops.match.device import DeviceMatch  # which settles as this module does
+
+        return DeviceMatch.of(self.plans, insist=insist)
+
     def make_worker(self, arena: Arena) -> MatchWorker:
         return MatchWorker(arena, self.engine, self._spill)
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
-        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, self._spill)
+        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, self._spilled)
+
+    def _spilled(self, row: list[int]) -> Hits:
+        return self._spill.pop(row[ring.COLUMN_DATA_SLOT])
 
     @cached_property
     def _spill(self) -> dict[int, Hits]:
@@ -127,8 +135,14 @@ class MatchSettler:
     """All files of one scan."""
 
     def __init__(
-        self, arena: Arena, plans: PlanSet, names: Sequence[str], payload: int, spill: dict[int, Hits]
+        self,
+        arena: Arena,
+        plans: PlanSet,
+        names: Sequence[str],
+        payload: int,
+        overflowed: Callable[[list[int]], Hits],
     ) -> None:
+        """``overflowed`` gives the hits of a slot (a row of ``ring.collect``) that said OVERFLOW."""
         self.files = 0
         self.bytes = 0
         self.matches = 0
@@ -140,7 +154,7 @@ class MatchSettler:
         self._plans = plans
         self._names = names
         self._payload = payload
-        self._spill = spill
+        self._overflowed = overflowed
         self._confirmer = Confirmer(plans)
         self._open: dict[int, _OpenFile] = {}
         self._rows = MatchBatches(names)
@@ -215,7 +229,7 @@ class MatchSettler:
         patterns = ends = None
         count = row[ring.COLUMN_HIT_COUNT]
         if count:
-            hits = self._hits(data_slot, count, bool(row[ring.COLUMN_OVERFLOW]))
+            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(data_slot, count)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
         return self._confirmer.confirm(
@@ -238,9 +252,7 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _hits(self, data_slot: int, count: int, overflow: bool) -> Hits:
-        if overflow:
-            return self._spill.pop(data_slot)
+    def _hits(self, data_slot: int, count: int) -> Hits:
         block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
         return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
 
