@@ -26,6 +26,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import bench, cuda
+from uring_actors.megakernel.crc32c import crc32c
 from uring_actors.ops.match.automaton import Automata, build, search
 from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.parts import device_plans
@@ -119,19 +120,6 @@ def scan_gb_per_s(
     return count * payload / passed / 1e9
 
 
-def crc32c(data: bytes) -> int:
-    """Byte by byte, from the definition."""
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
-
-
 def right(arena: Arena, opcode: int, payload: int, automata: Automata | None) -> bool:
     """Whether the first data slot's result block is what the CPU makes of it (whole slots only)."""
     text = np.frombuffer(arena.view, np.uint8, payload, arena.layout.slot(0))
@@ -142,7 +130,7 @@ def right(arena: Arena, opcode: int, payload: int, automata: Automata | None) ->
     if opcode == abi.OP_SCAN_HISTOGRAM:
         return bool((values[:256] == np.bincount(text, minlength=256)).all())
     if opcode == abi.OP_SCAN_CRC32C:
-        return int(values[0]) == crc32c(bytes(text))
+        return int(values[0]) == crc32c(text.ctypes.data, payload)
     assert automata is not None
     wanted = sorted(map(tuple, search(automata, text).tolist()))
     hits = block[abi.RESULT_HITS // 4 :][: 4 * arena.layout.hit_capacity].reshape(-1, 4)[: len(wanted)]

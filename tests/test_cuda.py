@@ -14,6 +14,7 @@ import uring_actors as ua
 from tests.oracle import matches_in
 from uring_actors.errors import OptionError
 from uring_actors.megakernel import cuda, protocol
+from uring_actors.megakernel.nvrtc import compile_log
 
 
 def test_every_constant_of_the_source_is_generated() -> None:
@@ -28,23 +29,10 @@ def test_the_header_has_the_abis_values() -> None:
     assert {name: int(value) for name, value in defined.items()} == protocol.constants()
 
 
-def nvrtc_compile(architecture: str) -> str:
-    """NVRTC's log; raises where it doesn't compile."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
-    error, program = nvrtc.nvrtcCreateProgram(cuda.source().encode(), b"kernel.cu", 0, [], [])
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    options = [option.encode() for option in (*cuda.compile_options(), f"--gpu-architecture={architecture}")]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = bytes(size + 1)  # written to in place: never one of the one-byte objects that Python shares
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    return log.rstrip(b"\0 \n").decode()
-
-
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_the_source_compiles_without_warnings(architecture: str) -> None:
-    assert nvrtc_compile(architecture) == ""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
+    assert compile_log(cuda.source(), architecture, cuda.compile_options()) == ""
 
 
 def test_insisting_on_a_gpu_where_there_is_none(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The options that are one of a few words."""
 
-OPERATIONS = ("match", "touch", "nop")
+OPERATIONS = ("match", "checksum", "histogram", "touch", "nop")
 
 FORMATS = ("text", "jsonl", "arrow")
 """Of the rows on the command line; ``results/writers.py`` makes them."""

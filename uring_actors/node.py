@@ -52,6 +52,11 @@ def choose_backend(setting: str, operation: Operation) -> tuple[str, Operation, 
     return "cpu", operation, f"the kernel runs on the CPU: {reason}"
 
 
+def _pages(size: int) -> int:
+    """``size`` rounded up to whole pages, at least one."""
+    return max(1, -(-size // abi.PAGE)) * abi.PAGE
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """Everything that a node's roles are built from."""
@@ -78,9 +83,17 @@ class NodeSpec:
         """
         cores = len(os.sched_getaffinity(0))
         backend, operation, why_not = choose_backend(options.backend, operation)
-        job = ScanJob.fit(options.slot_bytes, operation.opcode, halo=operation.halo, lead=operation.lead)
+        job = ScanJob.fit(
+            options.slot_bytes,
+            operation.opcode,
+            halo=operation.halo,
+            lead=operation.lead,
+            operation=operation.parameter,
+        )
         lanes = options.lanes * len(devices)
-        layout = ArenaLayout(lanes, options.slots, options.slot_bytes, max(abi.PAGE, options.slot_bytes // 4))
+        layout = ArenaLayout(
+            lanes, options.slots, options.slot_bytes, _pages(operation.result_bytes(options.slot_bytes))
+        )
         io_engine, note = choose_io_engine(options.io_engine, options.slots * options.slot_bytes * lanes)
         return cls(
             layout=layout,
@@ -93,7 +106,7 @@ class NodeSpec:
             sqpoll=io_engine != "pread" and resolve_sqpoll(cores, lanes, options.sqpoll),
             kernel_threads=options.kernel_threads or cores,
             spins=100 if cores <= _FEW_CORES else 2000,
-            notes=tuple(text for text in (note, why_not) if text),
+            notes=tuple(text for text in (note, why_not, *operation.notes) if text),
         )
 
     def with_pread(self, error: UringActorsError) -> NodeSpec:

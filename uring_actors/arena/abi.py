@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAGIC: Final = int.from_bytes(b"URACTARN", "little")
 PAGE: Final = 4096
 CACHE_LINE: Final = 64
@@ -128,6 +128,8 @@ OP_SCAN_TOUCH: Final = 0x40000001
 OP_SCAN_MATCH: Final = 0x40000002
 OP_SCAN_CRC32C: Final = 0x40000003
 OP_SCAN_HISTOGRAM: Final = 0x40000004
+OP_USER_FIRST: Final = 0x00010000  # what users register (``ops/user.py``)
+OP_USER_LAST: Final = 0x3FFFFFFF
 
 FLAG_FIRST: Final = 1  # the file's first extent
 FLAG_LAST: Final = 2  # the file's last
@@ -157,9 +159,10 @@ RESULT_COUNT: Final = 0
 RESULT_OVERFLOW: Final = 4  # non-zero: hits are missing, the slot must be done again on the CPU
 RESULT_NEWLINES: Final = 8
 RESULT_LAST_NEWLINE: Final = 12  # offset in the payload, or NO_NEWLINE
-RESULT_VALUES: Final = 16  # operation results: six u64
+RESULT_VALUES: Final = 16  # operation results: six u64; a reduction's states go on to the block's end
 RESULT_VALUE_COUNT: Final = 6
 RESULT_HITS: Final = 64
+USER_WORDS: Final = (PAGE - RESULT_VALUES) // 8  # of a user operation's state: what the smallest block holds
 HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known

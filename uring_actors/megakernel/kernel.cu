@@ -34,6 +34,8 @@ typedef unsigned long long u64;
 #define TILE_BYTES 32768     // of a payload, worked on from shared memory: 32 bytes for each of 1,024 threads
 #define CHUNK_WORDS 8        // 32-bit words of a thread's piece of a tile, and what it warms an automaton up on at most
 #define CHUNK_STRIDE 9       // odd, so that the threads of a warp read from different banks
+static_assert((TILE_BYTES / 32 + 1) * CHUNK_STRIDE * 4 <= UA_SCRATCH_BYTES, "a tile, and the piece before it");
+static_assert(UA_CRC_POWERS_WORD * 4 <= UA_SCRATCH_BYTES && UA_USER_WORDS * 8 <= UA_SCRATCH_BYTES, "and other uses");
 #define MOST_GROUPS 8        // automata of a pattern set
 #define ACCEPTS 0x80000000u  // in a table's entry: words end in that state
 #define FAULTED 0x80000000u  // in a report, beside the number of the work that is done
@@ -492,6 +494,34 @@ __device__ u32 reduce(u32 opcode, const u8* payload, u32 bytes, u64 offset, u32 
   return UA_DONE;
 }
 
+// ── user operations ──────────────────────────────────────────────────────────────────────────────────────────────
+// Helpers for their sources, which are inserted below (megakernel/cuda.py; docs/operations.md has the contract).
+
+// Add every thread's value to a word of the state. All threads of a warp call it together.
+__device__ void ua_add(long long* word, long long value) {
+  for (int o = 16; o; o >>= 1) value += __shfl_down_sync(~0u, value, o);
+  if ((threadIdx.x & 31) == 0) atomicAdd((u64*)word, (u64)value);
+}
+
+// Bytes [16 i, 16 i + 16) of the payload, as one load.
+__device__ uint4 ua_load16(const volatile u8* payload, u32 i) { return __ldcv((const uint4*)payload + i); }
+
+// USER OPERATIONS
+
+// Run a user's operation with all threads of the block, and store its state. FAULT where there is none such.
+__device__ u32 run_user(u32 opcode, const u8* payload, u32 bytes, bool before, u32 after, u64 offset, u8* result,
+                        u64 result_bytes, long long* state) {
+  const u32 words = user_words(opcode);
+  if (!words || UA_RESULT_VALUES + 8 * words > result_bytes) return UA_FAULT;
+  for (u32 i = threadIdx.x; i < words; i += blockDim.x) state[i] = 0;
+  __syncthreads();
+  user_operation(opcode, payload, bytes, before, after, offset, state);
+  __syncthreads();
+  for (u32 i = threadIdx.x; i < words; i += blockDim.x)
+    *(volatile long long*)(result + UA_RESULT_VALUES + 8 * i) = state[i];
+  return UA_DONE;
+}
+
 // ── MATCH ────────────────────────────────────────────────────────────────────────────────────────────────────────
 // Words of a pattern set end in the states of a few automata (ops/match/automaton.py makes their tables). A state
 // depends on no more than the last `depth - 1` bytes, so every thread searches its own piece of a tile, after it has
@@ -721,7 +751,7 @@ __device__ bool permitted(const Arena& arena, u32 tenant) {
 
 __device__ bool scans(u32 opcode) {
   return opcode == UA_OP_SCAN_TOUCH || opcode == UA_OP_SCAN_CRC32C || opcode == UA_OP_SCAN_HISTOGRAM ||
-         opcode == UA_OP_SCAN_MATCH;
+         opcode == UA_OP_SCAN_MATCH || (opcode >= UA_OP_USER_FIRST && opcode <= UA_OP_USER_LAST);
 }
 
 // A scan of one payload, by all threads. FAULT for one that can't be read in 16-byte words, or leaves its data slot.
@@ -740,12 +770,15 @@ __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const 
     return UA_DONE;
   }
   const u64 offset = slot[UA_SLOT_FILE_OFFSET / 4] | (u64)slot[UA_SLOT_FILE_OFFSET / 4 + 1] << 32;
+  if (opcode <= UA_OP_USER_LAST)
+    return run_user(opcode, payload, bytes, offset && begin, halo, offset, result, arena.result_bytes,
+                    (long long*)scratch);
   return reduce(opcode, payload, bytes, offset, parameter, result, arena.result_bytes, device.crc, scratch);
 }
 
 __device__ void work(const Arena& arena, const Device& device, u32 worker) {
   __shared__ u32 descriptor[3 * MAILBOX_PIECES], allowed;
-  __shared__ __align__(16) u32 scratch[(TILE_BYTES / 32 + 1) * CHUNK_STRIDE];
+  extern __shared__ __align__(16) u32 scratch[];  // UA_SCRATCH_BYTES, for the operation at hand
   const u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
   u32 number = 0;
   for (;;) {

@@ -18,6 +18,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import errno_name
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
+from uring_actors.megakernel.cuda import DeviceFunction
 from uring_actors.ops.match.automaton import Automata
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
@@ -71,6 +72,21 @@ class Operation(Protocol):
     def on_device(self, *, insist: bool) -> Operation:
         """The operation as the CUDA kernel runs it, with the same rows. Raises NotOnDevice where it has no form
         there, or, unless ``insist``, where the CPU kernel is the better choice."""
+
+    @property
+    def device_functions(self) -> Sequence[DeviceFunction]:
+        """What the CUDA kernel must be compiled with."""
+
+    @property
+    def parameter(self) -> int:
+        """The slots' operation parameter (``abi.SLOT_OPERATION``)."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know before it starts."""
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        """What a data slot's result block must hold at least."""
 
     @property
     def schema(self) -> pa.Schema: ...

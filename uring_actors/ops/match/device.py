@@ -37,6 +37,9 @@ class DeviceMatch:
     opcode = abi.OP_SCAN_MATCH
     lead = True
     schema = MATCH_SCHEMA
+    device_functions = ()
+    parameter = 0  # the number of the pattern set, which is the only one
+    notes = ()
 
     @classmethod
     def of(cls, plans: Sequence[PatternPlan], *, insist: bool) -> DeviceMatch:
@@ -69,6 +72,9 @@ class DeviceMatch:
     @property
     def halo(self) -> int:
         return self.plan_set.halo
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        return slot_bytes // 4
 
     def make_worker(self, arena: Arena) -> None:
         """The CUDA kernel runs it."""

@@ -51,6 +51,9 @@ class Match:
     lead = True
     automata = None
     schema = MATCH_SCHEMA
+    device_functions = ()
+    parameter = 0
+    notes = ()
 
     @classmethod
     def of(cls, patterns: Sequence[Regex | Literal]) -> Match:
@@ -71,6 +74,9 @@ class Match:
     @property
     def halo(self) -> int:
         return self.plan_set.halo
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        return slot_bytes // 4
 
     def on_device(self, *, insist: bool) -> Operation:
         from uring_actors.ops.match.device import DeviceMatch  # which settles as this module does
