@@ -12,7 +12,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 
 CONSTANTS = {
-    "VERSION": 1,
+    "VERSION": 2,
     "MAGIC": 0x4E52415443415255,
     "PAGE": 4096,
     "CACHE_LINE": 64,
@@ -48,6 +48,8 @@ CONSTANTS = {
     "STATE_CLAIM": 64,
     "STATE_RETIRED": 128,
     "STATE_STOP": 192,
+    "STATE_ENOUGH": 2048,
+    "ENOUGH_WORDS": 512,
     "BELL_PUBLISHER": 256,
     "BELL_KERNEL": 320,
     "BELL_HOST": 384,

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from uring_actors.cli.selecting import selecting
 from uring_actors.config import CHOICES, FORMATS, OPERATIONS, ScanOptions, format_size, parse_size
 from uring_actors.errors import OptionError, UringActorsError
 
@@ -114,6 +115,7 @@ def commands() -> None:
     show_default=True,
     help="touch reads every byte, nop only transfers them: for measuring.",
 )
+@selecting
 @click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
@@ -131,6 +133,7 @@ def scan(
     explain: bool,
     no_progress: bool,
     quiet: bool,
+    selection: dict[str, Any],
     **options: Any,
 ) -> int:
     """Search the files in PATH... for patterns.
@@ -165,6 +168,7 @@ def scan(
             patterns=wanted,
             operation=operation,
             options={name: getattr(checked, name) for name in options},
+            selection=selection,
             form=form,
             output=output,
             progress=not (no_progress or quiet),

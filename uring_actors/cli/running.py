@@ -46,12 +46,14 @@ class RunningScan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``."""
+    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``; ``selection``:
+    what else ``uring_actors.scan`` takes (``cli/selecting.py``)."""
 
     paths: Sequence[bytes]
     patterns: Sequence[Any]
     operation: str
     options: dict[str, Any]
+    selection: dict[str, Any]
     form: str
     output: bytes | None
     progress: bool
@@ -83,7 +85,6 @@ def run(request: Request) -> int:
 def _scan(request: Request) -> int:
     with _output(request) as (stream, terminal):
         check_format(request.form, terminal=terminal)
-        rows = 0
         with _start(request) as scan:
             notes = scan.stats.notes
             _say_notes(request, notes)
@@ -92,7 +93,6 @@ def _scan(request: Request) -> int:
                 for batch in scan:
                     with progress.hidden() if progress and terminal else nullcontext(), _closing_noticed():
                         writer.write(batch)
-                    rows += batch.num_rows
             stats, errors, skipped = scan.stats, scan.errors, scan.skipped
         with _closing_noticed():
             writer.close()
@@ -100,7 +100,7 @@ def _scan(request: Request) -> int:
     _report(request, stats, errors, skipped)
     if stats.errors or errors.num_rows:
         return EXIT_ERRORS
-    return EXIT_MATCHES if rows or request.operation != "match" else EXIT_NO_MATCHES
+    return EXIT_MATCHES if stats.matches or request.operation != "match" else EXIT_NO_MATCHES
 
 
 def _start(request: Request) -> RunningScan:
@@ -112,6 +112,7 @@ def _start(request: Request) -> RunningScan:
             patterns=list(request.patterns) or None,
             operation=request.operation,
             **request.options,
+            **request.selection,
         )
     return running
 
