@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from uring_actors.arena import abi
@@ -24,7 +25,7 @@ from uring_actors.errors import NodeFailed, OptionError, UringActorsError
 from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.megakernel import cuda
 from uring_actors.ops.base import NotOnDevice, Operation
-from uring_actors.plan import FileEntry
+from uring_actors.plan import FileBatch, FileEntry
 from uring_actors.publisher import Publisher, ScanJob
 from uring_actors.reader import Reader, ReaderStats, choose_io_engine, pread_note
 from uring_actors.results.errors import Failure
@@ -137,15 +138,19 @@ class NodeSpec:
             arena, self.job, self.operation, backend=self.backend, threads=self.kernel_threads, spins=self.spins
         )
 
-    def by_reader(self, files: Sequence[FileEntry]) -> dict[int, list[FileEntry]]:
+    def by_reader(self, files: Sequence[FileEntry]) -> dict[int, FileBatch]:
         """Files with bytes to read, by the reader of their device. Any reader can read a file on a device that was
         not foreseen (a mount below the given paths that appeared later), so the first takes those."""
         numbers = {device: i for i, (device, _) in enumerate(self.devices)}
-        groups: dict[int, list[FileEntry]] = {}
-        for entry in files:
-            if entry.size:
-                groups.setdefault(numbers.get(entry.device, 0), []).append(entry)
-        return groups
+        batch = FileBatch.of(files)
+        found, where = np.unique(batch.devices, return_inverse=True)
+        readers = np.array([numbers.get(device, 0) for device in found.tolist()])[where]
+        readers[batch.sizes == 0] = -1
+        return {
+            reader: batch.take(np.flatnonzero(readers == reader))
+            for reader in np.unique(readers).tolist()
+            if reader >= 0
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ CRC_STRIDE_WORD: Final = 16 * 256  # four tables: times x^(8 · (16,384 - 16))
 CRC_POWERS_WORD: Final = 20 * 256  # x^(8 · 2^k), k from 0 to 31
 CRC_WORDS: Final = CRC_POWERS_WORD + 32
 
-SCRATCH_BYTES: Final = 36 << 10
+SCRATCH_BYTES: Final = 37 << 10
 """Shared memory of a block for the operation at hand, beside what it declares."""
 
 PACKED_WORDS: Final = abi.SLOT_ARG_COUNT - 1

@@ -38,8 +38,11 @@ class Settler(Protocol):
     """Files settled, failed ones included."""
     bytes: int
     """Payload bytes of settled extents."""
-    matches: int
     failures: list[Failure]
+
+    @property
+    def matches(self) -> int:
+        """Rows, or what is counted instead of them."""
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         """These files' extents will come. Empty files have none and are settled at once."""

@@ -8,80 +8,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
-from uring_actors.ops.base import NotOnDevice, Settler
+from uring_actors.ops.base import NotOnDevice
 from uring_actors.ops.match.automaton import Automata, TooLarge, build, search
 from uring_actors.ops.match.engine import Hits
-from uring_actors.ops.match.operation import MatchSettler
+from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.parts import Part, device_plans
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import PlanSet
-from uring_actors.results.schema import MATCH_SCHEMA
 
 
 @dataclass(frozen=True)
-class DeviceMatch:
+class DeviceMatch(Match):
     """See the module's page. Pickles as plans and parts; tables are built where it runs."""
 
-    plans: tuple[PatternPlan, ...]
-    parts: tuple[Part, ...]
-
-    opcode = abi.OP_SCAN_MATCH
-    lead = True
-    schema = MATCH_SCHEMA
-    device_functions = ()
-    parameter = 0  # the number of the pattern set, which is the only one
-    notes = ()
+    parts: tuple[Part, ...] = ()
 
     @classmethod
-    def of(cls, plans: Sequence[PatternPlan], *, insist: bool) -> DeviceMatch:
+    def from_match(cls, match: Match, *, insist: bool) -> DeviceMatch:
         """Raises NotOnDevice where the tables would be too large, and, unless ``insist``, where RE2 would have to
         search alone for a pattern for which the CPU kernel has an engine."""
-        made = cls(*device_plans(plans))
-        left = [old.name for old, new in zip(plans, made.plans, strict=True) if alone(new) and not alone(old)]
+        plans, parts = device_plans(match.plans)
+        left = [old.name for old, new in zip(match.plans, plans, strict=True) if alone(new) and not alone(old)]
         if left and not insist:
             raise NotOnDevice(f"the GPU has nothing to look for in {len(left)} of the patterns ({left[0]!r})")
+        made = cls(plans, match.report, match.max_count, parts)
         try:
-            made.automata  # noqa: B018 built now, so that it is known whether they fit
+            made.tables  # noqa: B018 built now, so that it is known whether they fit
         except TooLarge as error:
             raise NotOnDevice(f"the patterns don't suit the GPU: {error}") from None
         return made
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.plans, self.parts)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.plans, self.report, self.max_count, self.parts)
 
     def on_device(self, *, insist: bool) -> DeviceMatch:
         return self
 
     @cached_property
-    def automata(self) -> Automata:
+    def tables(self) -> Automata:
         return build(self.parts)
+
+    @property
+    def automata(self) -> Automata:
+        return self.tables
 
     @cached_property
     def plan_set(self) -> PlanSet:
         return PlanSet(self.plans)
 
-    @property
-    def halo(self) -> int:
-        return self.plan_set.halo
-
-    def result_bytes(self, slot_bytes: int) -> int:
-        return slot_bytes // 4
-
     def make_worker(self, arena: Arena) -> None:
         """The CUDA kernel runs it."""
 
-    def make_settler(self, arena: Arena, payload: int) -> Settler:
-        again = _Again(arena, self.automata)
-        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, again.hits)
+    def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
+        return _Again(arena, self.tables).hits
 
 
 def alone(plan: PatternPlan) -> bool:
