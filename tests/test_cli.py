@@ -200,6 +200,13 @@ def test_what_the_scan_is_given(scan: FakeScan, cli: Callable[..., Outcome]) -> 
         "slot_bytes": 65536,
         "slots": 8,
         "kernel_threads": 3,
+        "include": (),
+        "exclude": (),
+        "hidden": True,
+        "gitignore": False,
+        "max_filesize": None,
+        "max_count": None,
+        "report": "matches",
     }
 
 
@@ -374,7 +381,7 @@ def test_doctor(cli: Callable[..., Outcome]) -> None:
         "io_uring",
         "RLIMIT_MEMLOCK",
         "--sqpoll auto",
-        "hyperscan",
+        "libhs",
         "gpu",
     ):
         assert name in names

@@ -13,6 +13,7 @@ Who writes what (one writer at a time, each hand-over a release-store that the n
     state TAIL             publisher
     state CLAIM            the kernel's threads, by compare-and-swap
     state RETIRED          kernel host
+    state ENOUGH           kernel host; lanes read it
     ring slot              publisher while EMPTY, DONE or FAULT; from PUBLISHED on the kernel
     order[n]               publisher, before TAIL passes it
     channel tail, records  its producer;  channel head: its consumer
@@ -71,6 +72,10 @@ STATE_STOP: Final = 192
 BELL_PUBLISHER: Final = 256
 BELL_KERNEL: Final = 320
 BELL_HOST: Final = 384
+# Files of which nothing more is wanted, for the lanes: a table of words in which file ``id`` has word ``id mod n``,
+# and is meant where that holds ``id + 1``. Two files may share a word, and then the earlier is read to its end.
+STATE_ENOUGH: Final = 2048
+ENOUGH_WORDS: Final = 512
 STATE_BYTES: Final = PAGE
 
 # ── ring slot: 16 words, one cache line ──────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ import click
 from uring_actors.cli import options
 from uring_actors.cli.checksum import checksum
 from uring_actors.cli.histogram import histogram
+from uring_actors.cli.selecting import selecting
 from uring_actors.config import FORMATS, OPERATIONS, ScanOptions
 from uring_actors.errors import OptionError, UringActorsError
 
@@ -97,6 +98,7 @@ def commands() -> None:
     help=f"{', '.join(OPERATIONS)}, or MODULE:NAME for one of your own. touch reads every byte, nop only transfers "
     "them: for measuring.",
 )
+@selecting
 @click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
@@ -114,6 +116,7 @@ def scan(
     explain: bool,
     no_progress: bool,
     quiet: bool,
+    selection: dict[str, Any],
     **pipeline: Any,
 ) -> int:
     """Search the files in PATH... for patterns.
@@ -137,7 +140,7 @@ def scan(
         regexp, fixed, ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1
     )
     if explain:
-        click.echo(spelled.explain(wanted))
+        click.echo(spelled.explain(wanted, checked.backend))
         return 0
 
     from uring_actors.cli import running
@@ -148,6 +151,7 @@ def scan(
             patterns=wanted,
             operation=_loaded(operation),
             options={name: getattr(checked, name) for name in pipeline},
+            selection=selection,
             form=form,
             output=output,
             progress=not (no_progress or quiet),

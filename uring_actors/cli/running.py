@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 import pyarrow as pa
@@ -46,7 +46,8 @@ class RunningScan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``."""
+    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``; ``selection``:
+    what else ``uring_actors.scan`` takes (``cli/selecting.py``)."""
 
     paths: Sequence[bytes]
     patterns: Sequence[Any]
@@ -57,6 +58,7 @@ class Request:
     output: bytes | None
     progress: bool
     quiet: bool
+    selection: dict[str, Any] = field(default_factory=dict)
     text: Callable[[BinaryIO, bool], Writer] | None = None
     """Makes the writer of the format ``text``, of the stream and whether that is a terminal; None: the usual one."""
 
@@ -86,7 +88,6 @@ def run(request: Request) -> int:
 def _scan(request: Request) -> int:
     with output(request) as (stream, terminal):
         check_format(request.form, terminal=terminal)
-        rows = 0
         with _start(request) as scan:
             notes = scan.stats.notes
             _say_notes(request, notes)
@@ -98,7 +99,6 @@ def _scan(request: Request) -> int:
                 for batch in scan:
                     with progress.hidden() if progress and terminal else nullcontext(), _closing_noticed():
                         writer.write(batch)
-                    rows += batch.num_rows
             stats, errors, skipped = scan.stats, scan.errors, scan.skipped
         with _closing_noticed():
             writer.close()
@@ -106,7 +106,7 @@ def _scan(request: Request) -> int:
     _report(request, stats, errors, skipped)
     if stats.errors or errors.num_rows:
         return EXIT_ERRORS
-    return EXIT_MATCHES if rows or request.operation != "match" else EXIT_NO_MATCHES
+    return EXIT_MATCHES if stats.matches or request.operation != "match" else EXIT_NO_MATCHES
 
 
 def _start(request: Request) -> RunningScan:
@@ -118,6 +118,7 @@ def _start(request: Request) -> RunningScan:
             patterns=list(request.patterns) or None,
             operation=request.operation,
             **request.options,
+            **request.selection,
         )
     return running
 

@@ -46,7 +46,7 @@ def multiply(a: int, b: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _factor(length: int) -> int:
+def factor(length: int) -> int:
     """x^(8 · length): what appending ``length`` bytes multiplies by."""
     factor, square = 1 << 31, 1 << 23  # x^0 and x^8
     while length:
@@ -59,10 +59,10 @@ def _factor(length: int) -> int:
 
 def combine(left: int, right: int, right_bytes: int) -> int:
     """The CRC32C of two neighbours, of which the right one has ``right_bytes`` bytes."""
-    return multiply(_factor(right_bytes), left) ^ right
+    return multiply(factor(right_bytes), left) ^ right
 
 
-def _table(factor: int) -> Table:
+def factor_table(factor: int) -> Table:
     """``table[k, b] = factor · (b << 8k)``: four lookups multiply by ``factor``."""
     table = np.zeros((4, 256), np.int64)
     for bit in range(32):
@@ -72,20 +72,24 @@ def _table(factor: int) -> Table:
     return table
 
 
+def of_byte(byte: int) -> int:
+    """What one byte contributes, as the last of a word."""
+    for _ in range(8):
+        byte = byte >> 1 ^ POLYNOMIAL if byte & 1 else byte >> 1
+    return byte
+
+
 def _slices() -> Table:
     """``table[k, b]``: what byte b contributes k bytes before the end of a word (slicing by eight)."""
     table = np.zeros((8, 256), np.int64)
-    rest = np.arange(256)
-    for _ in range(8):
-        rest = np.where(rest & 1, rest >> 1 ^ POLYNOMIAL, rest >> 1)
-    table[0] = rest
+    table[0] = [of_byte(byte) for byte in range(256)]
     for k in range(1, 8):
         table[k] = table[k - 1] >> 8 ^ table[0][table[k - 1] & 0xFF]
     return table
 
 
-_OVER_LONG = _table(_factor(_LONG))
-_OVER_SHORT = _table(_factor(_SHORT))
+_OVER_LONG = factor_table(factor(_LONG))
+_OVER_SHORT = factor_table(factor(_SHORT))
 _SLICES = _slices()
 
 

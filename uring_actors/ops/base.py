@@ -19,11 +19,16 @@ from uring_actors.errors import errno_name
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
 from uring_actors.megakernel.cuda import DeviceFunction
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
+
+
+class NotOnDevice(Exception):
+    """The CUDA kernel can't run this operation; the text says why, as the end of a sentence."""
 
 
 class Settler(Protocol):
@@ -33,8 +38,11 @@ class Settler(Protocol):
     """Files settled, failed ones included."""
     bytes: int
     """Payload bytes of settled extents."""
-    matches: int
     failures: list[Failure]
+
+    @property
+    def matches(self) -> int:
+        """Rows, or what is counted instead of them."""
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         """These files' extents will come. Empty files have none and are settled at once."""
@@ -61,8 +69,12 @@ class Operation(Protocol):
         """Whether bytes must stand before the payload."""
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the CUDA kernel has it."""
+    def automata(self) -> Automata | None:
+        """What the CUDA kernel must have in its memory to run it."""
+
+    def on_device(self, *, insist: bool) -> Operation:
+        """The operation as the CUDA kernel runs it, with the same rows. Raises NotOnDevice where it has no form
+        there, or, unless ``insist``, where the CPU kernel is the better choice."""
 
     @property
     def device_functions(self) -> Sequence[DeviceFunction]:
@@ -83,7 +95,7 @@ class Operation(Protocol):
     def schema(self) -> pa.Schema: ...
 
     def make_worker(self, arena: Arena) -> Worker | None:
-        """A kernel thread's part, where Python must run it; None where the CPU kernel has it compiled."""
+        """A kernel thread's part, where Python must run it or its compiled form needs parameters; None where not."""
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         """For one scan whose full extents have ``payload`` bytes."""

@@ -22,7 +22,6 @@ class Nop(Reduction):
 
     opcode = abi.OP_SCAN_NOP
     words = 0
-    on_gpu = True
     partial = True
 
     @property

@@ -19,6 +19,7 @@ class Checksum(Reduction):
 
     opcode = abi.OP_SCAN_CRC32C
     words = CRC32C_WORDS
+    on_gpu = True
 
     @property
     def empty(self) -> State:

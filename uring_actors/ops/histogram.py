@@ -35,6 +35,7 @@ class Histogram(Reduction):
 
     opcode = abi.OP_SCAN_HISTOGRAM
     words = HISTOGRAM_WORDS
+    on_gpu = True
 
     def __post_init__(self) -> None:
         if self.block and not BLOCK_MIN <= self.block <= BLOCK_MAX:

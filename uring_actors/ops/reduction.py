@@ -26,7 +26,7 @@ from uring_actors.errors import OperationError
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
 from uring_actors.megakernel.cuda import DeviceFunction
-from uring_actors.ops.base import Rows, Settler, extents, fault_failure, read_failure
+from uring_actors.ops.base import NotOnDevice, Operation, Rows, Settler, extents, fault_failure, read_failure
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
@@ -34,6 +34,7 @@ Words = np.ndarray[Any, np.dtype[np.int64]]
 State = Any
 """What ``load`` makes of the words: whatever is handy to combine."""
 
+_DEVICE_ALIGNMENT: Final = 16  # bytes of the CUDA kernel's loads
 _BATCH_ROWS: Final = 1 << 16
 _BATCH_WORDS: Final = 1 << 20
 
@@ -47,11 +48,20 @@ class Reduction:
     halo: int = 0
     lead: bool = False
     on_gpu: bool = False
+    """Whether the CUDA kernel has it."""
+    automata: None = None
     partial: bool = False
     """Whether a file of which bytes are missing has a row, of what there was."""
     block: int = 0
     """Bytes of which each has a row; 0: the whole file has one."""
     device_functions: Sequence[DeviceFunction] = ()
+
+    def on_device(self, *, insist: bool) -> Operation:
+        if not self.on_gpu:
+            raise NotOnDevice("the operation has no CUDA form")
+        if self.block % _DEVICE_ALIGNMENT:
+            raise NotOnDevice(f"it works on blocks of a multiple of {_DEVICE_ALIGNMENT} bytes, not of {self.block}")
+        return self
 
     @property
     def parameter(self) -> int:

@@ -42,7 +42,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import OperationError, OptionError
 from uring_actors.megakernel import cuda as cuda_kernel
 from uring_actors.megakernel import ring
-from uring_actors.megakernel.cpu import Refused, Worker
+from uring_actors.megakernel.cpu import NO_PARAMETERS, Refused, Worker
 from uring_actors.megakernel.cuda import DeviceFunction
 from uring_actors.ops.base import Settler
 from uring_actors.ops.reduction import Reduction, ReductionSettler, State, Words
@@ -262,6 +262,8 @@ class UserOperation(Reduction):
 
 class UserWorker:
     """One kernel thread's part of a user's operation."""
+
+    parameters = NO_PARAMETERS
 
     def __init__(
         self,
