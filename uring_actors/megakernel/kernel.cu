@@ -38,6 +38,7 @@ static_assert((TILE_BYTES / 32 + 1) * CHUNK_STRIDE * 4 <= UA_SCRATCH_BYTES, "a t
 static_assert(UA_CRC_POWERS_WORD * 4 <= UA_SCRATCH_BYTES && UA_USER_WORDS * 8 <= UA_SCRATCH_BYTES, "and other uses");
 #define MOST_GROUPS 8        // automata of a pattern set
 #define ACCEPTS 0x80000000u  // in a table's entry: words end in that state
+#define FAULT_FOR(reason) (UA_FAULT | (reason) << 8)
 #define FAULTED 0x80000000u  // in a report, beside the number of the work that is done
 
 struct Arena {  // host memory, as the device maps it
@@ -476,7 +477,8 @@ __device__ u32 reduce(u32 opcode, const u8* payload, u32 bytes, u64 offset, u32 
                       const u32* tables, u32* shared) {
   const u32 words = state_words(opcode);
   const u64 states = block && bytes ? (offset + bytes - 1) / block - offset / block + 1 : 1;
-  if (block % 16 || UA_RESULT_VALUES + 8 * words * states > result_bytes) return UA_FAULT;
+  if (block % 16) return FAULT_FOR(UA_REASON_ARGUMENT);
+  if (UA_RESULT_VALUES + 8 * words * states > result_bytes) return FAULT_FOR(UA_REASON_RESULT);
   u64* state = (u64*)(result + UA_RESULT_VALUES);
   for (u64 k = 0; k < states; k++, state += words) {
     const u32 part = block ? (u32)min((u64)bytes, block - offset % block) : bytes;
@@ -512,7 +514,8 @@ __device__ uint4 ua_load16(const volatile u8* payload, u32 i) { return __ldcv((c
 __device__ u32 run_user(u32 opcode, const u8* payload, u32 bytes, bool before, u32 after, u64 offset, u8* result,
                         u64 result_bytes, long long* state) {
   const u32 words = user_words(opcode);
-  if (!words || UA_RESULT_VALUES + 8 * words > result_bytes) return UA_FAULT;
+  if (!words) return FAULT_FOR(UA_REASON_OPCODE);
+  if (UA_RESULT_VALUES + 8 * words > result_bytes) return FAULT_FOR(UA_REASON_RESULT);
   for (u32 i = threadIdx.x; i < words; i += blockDim.x) state[i] = 0;
   __syncthreads();
   user_operation(opcode, payload, bytes, before, after, offset, state);
@@ -675,24 +678,24 @@ __device__ u32 control_operation(const Arena& arena, const Device& device, u32 o
     case UA_OP_SCAN_NOP:
       return UA_DONE;
     case UA_OP_STORE_U32:
-      if (a[1] >= words) return UA_FAULT;
+      if (a[1] >= words) return FAULT_FOR(UA_REASON_ARGUMENT);
       volatile_store(arena.control + a[1], a[0]);
       return UA_DONE;
     case UA_OP_ATOMIC_ADD:
-      if (a[1] >= words) return UA_FAULT;
+      if (a[1] >= words) return FAULT_FOR(UA_REASON_ARGUMENT);
       atomicAdd(arena.control + a[1], a[0]);
       return UA_DONE;
     case UA_OP_LOAD_U32:
-      if (a[0] >= words || a[1] >= observables) return UA_FAULT;
+      if (a[0] >= words || a[1] >= observables) return FAULT_FOR(UA_REASON_ARGUMENT);
       volatile_store(arena.control + UA_CONTROL_OBSERVABLE_WORD + a[1], volatile_load(arena.control + a[0]));
       return UA_DONE;
     case UA_OP_COMPARE_SWAP:
-      if (a[2] >= words) return UA_FAULT;
+      if (a[2] >= words) return FAULT_FOR(UA_REASON_ARGUMENT);
       atomicCAS(arena.control + a[2], a[0], a[1]);
       return UA_DONE;
     case UA_OP_DFA_STEP: {
       const u64 at = ((u64)a[0] * 256 + a[1]) * 4;
-      if (a[1] > 255 || a[2] >= arena.data_slots || at + 4 > arena.slot_bytes || a[3] >= observables) return UA_FAULT;
+      if (a[1] > 255 || a[2] >= arena.data_slots || at + 4 > arena.slot_bytes || a[3] >= observables) return FAULT_FOR(UA_REASON_ARGUMENT);
       volatile_store(arena.control + UA_CONTROL_OBSERVABLE_WORD + a[3],
                      volatile_load((const u32*)(arena.data + a[2] * arena.slot_bytes + at)));
       return UA_DONE;
@@ -703,11 +706,13 @@ __device__ u32 control_operation(const Arena& arena, const Device& device, u32 o
     case UA_OP_PRINTF:
       log_record(arena, device, a[0], a[1], a[2], a[3]);
       return UA_DONE;
-    case UA_OP_BATCH_FENCE:
     case UA_OP_SHUTDOWN:
+      volatile_store(arena.control + UA_CONTROL_SHUTDOWN_WORD, 1);
+      return UA_DONE;
+    case UA_OP_BATCH_FENCE:
       return UA_DONE;  // the rest is the scheduler's, when it is reported
     default:
-      return UA_FAULT;
+      return FAULT_FOR(UA_REASON_OPCODE);
   }
 }
 
@@ -716,13 +721,14 @@ __device__ u32 packed_operations(const Arena& arena, const Device& device, const
   u32 at = 1;
   for (u32 i = 0; i < a[0]; i++) {
     const u32 count = at < UA_PACKED_WORDS ? argument_count(a[at]) : NOTHING;
-    if (count == NOTHING || at + 1 + count > UA_PACKED_WORDS) return UA_FAULT;
+    if (count == NOTHING || at + 1 + count > UA_PACKED_WORDS) return FAULT_FOR(UA_REASON_ARGUMENT);
     at += 1 + count;
   }
   at = 1;
   u32 status = UA_DONE;
   for (u32 i = 0; i < a[0]; i++) {
-    if (control_operation(arena, device, a[at], a + at + 1) != UA_DONE) status = UA_FAULT;
+    if (control_operation(arena, device, a[at], a + at + 1) != UA_DONE)
+      status = FAULT_FOR(UA_REASON_ARGUMENT);
     at += 1 + argument_count(a[at]);
   }
   return status;
@@ -732,8 +738,8 @@ __device__ u32 packed_operations(const Arena& arena, const Device& device, const
 __device__ u32 copy_bytes(const Arena& arena, const u32* a) {
   const u64 from = a[0] | (u64)a[1] << 32, to = a[2] | (u64)a[3] << 32, bytes = a[4];
   const u64 room = (u64)arena.data_slots * arena.slot_bytes;
-  if (from > room || bytes > room - from || to > room || bytes > room - to) return UA_FAULT;
-  if (from < to + bytes && to < from + bytes && bytes) return UA_FAULT;
+  if (from > room || bytes > room - from || to > room || bytes > room - to) return FAULT_FOR(UA_REASON_ARGUMENT);
+  if (from < to + bytes && to < from + bytes && bytes) return FAULT_FOR(UA_REASON_ARGUMENT);
   const bool wide = (from | to | bytes) % 16 == 0;
   const u64 step = wide ? 16 : 1;
   for (u64 i = threadIdx.x * step; i < bytes; i += blockDim.x * step) {
@@ -758,13 +764,13 @@ __device__ bool scans(u32 opcode) {
 __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const u32* slot, u32* scratch) {
   const u32 where = slot[UA_SLOT_DATA_SLOT / 4], begin = slot[UA_SLOT_PAYLOAD_OFFSET / 4];
   const u32 bytes = slot[UA_SLOT_PAYLOAD_BYTES / 4], halo = slot[UA_SLOT_HALO_BYTES / 4];
-  if (where >= arena.data_slots || begin % 16 || (u64)begin + bytes + halo > arena.slot_bytes) return UA_FAULT;
+  if (where >= arena.data_slots || begin % 16 || (u64)begin + bytes + halo > arena.slot_bytes) return FAULT_FOR(UA_REASON_ARGUMENT);
   const u8* payload = arena.data + where * arena.slot_bytes + begin;
   u8* result = arena.results + where * arena.result_bytes;
   const u32 parameter = slot[UA_SLOT_OPERATION / 4];
   if (opcode == UA_OP_SCAN_MATCH) {
     if (parameter >= UA_SETS || !volatile_load((const u32*)device.sets + parameter * UA_SET_WORDS + UA_SET_LOADED_WORD))
-      return UA_FAULT;
+      return FAULT_FOR(UA_REASON_ARGUMENT);
     const u32 capacity = (arena.result_bytes - UA_RESULT_HITS) / UA_HIT_BYTES;
     match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, scratch);
     return UA_DONE;
@@ -811,9 +817,10 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
                      : control_operation(arena, device, opcode, descriptor + UA_SLOT_ARGS / 4);
     }
     __syncthreads();  // every thread's stores stand before the status
-    if (threadIdx.x == 0 && !allowed) status = UA_FAULT;
+    if (threadIdx.x == 0 && !allowed) status = FAULT_FOR(UA_REASON_TENANT);
     if (threadIdx.x == 0) {
-      release_sys(home, status);
+      if (status != UA_DONE) volatile_store(home + UA_SLOT_REASON / 4, status >> 8);
+      release_sys(home, status & 255);
       release_gpu(device.reports + worker, status == UA_DONE ? number : number | FAULTED);
     }
     __syncthreads();  // nobody may overwrite the descriptor while others read it
