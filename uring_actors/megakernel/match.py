@@ -31,6 +31,9 @@ MATCH_LEAD: Final = 6  # bytes before the payload that were searched as well
 MATCH_DATABASES: Final = 7  # how many there are; then the address of each and of its scratch
 MATCH_WORDS: Final = 8
 
+FEW: Final = 32
+"""Up to so many hits of a slot have the newlines before them counted, one by one; more are settled in bulk."""
+
 _COUNT, _CAPACITY, _HITS, _LEAD = (8 * (word - MATCH_COUNT) for word in range(MATCH_COUNT, MATCH_LEAD + 1))
 
 
@@ -88,6 +91,22 @@ def search(parameters: Book, text: int, length: int, lead: int, hits: int, capac
 
 
 @hot
+def count_newlines_before(text: int, hits: int, count: int) -> None:
+    """Leave the newlines between ``text`` and each hit's end in the hit's flags (HIT_COUNTED)."""
+    done = 0
+    total = 0
+    for i in range(count):
+        hit = hits + i * abi.HIT_BYTES
+        end = load32(hit + abi.HIT_END)
+        if end < done:  # hits of another database
+            done = 0
+            total = 0
+        total += newlines_at(text + done, end - done)
+        done = end
+        store32(hit + abi.HIT_FLAGS, abi.HIT_COUNTED | total)
+
+
+@hot
 def lead_of(address: int) -> int:
     """How many bytes before the payload are searched with it: none at the file's start."""
     return 0 if load64(address + abi.SLOT_FILE_OFFSET) == 0 else 1
@@ -110,6 +129,8 @@ def match(book: Book, slot: int, parameters: Book) -> bool:
     overflow = count > book[BOOK_HIT_CAPACITY]
     # While the bytes are in this core's cache.
     newlines = newlines_at(text, payload)
+    if 0 < count <= FEW:
+        count_newlines_before(text, result + abi.RESULT_HITS, count)
     store32(result + abi.RESULT_COUNT, count)
     store32(result + abi.RESULT_OVERFLOW, 1 if overflow else 0)
     store32(result + abi.RESULT_NEWLINES, newlines)

@@ -112,6 +112,7 @@ class PlanSet:
         self.bounded: dict[int, Pattern] = {p.plan.index: p for p in kinds[Kind.BOUNDED]}
         self.in_slot: list[Pattern] = kinds[Kind.SLOT]
         self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
+        self.without_candidates: list[Pattern] = [p for p in self.unbounded if p.plan.candidate is None]
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal
