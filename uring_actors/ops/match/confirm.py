@@ -144,8 +144,37 @@ def mark(
     return marked, newlines, newline + offset if newlines else NO_NEWLINE
 
 
+def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
+    """As ``_bounded_chain``, where ``ends`` are those of a part that every match holds.
+
+    A match from s holds a part that ends at some e with s < e <= s + W, so it lies in [e - W, e + W]. Stretches that
+    touch are searched as one. Of a start s in one, that stretch reaches to s + W or further: were it cut before,
+    the part of the match from s would lie behind the cut, and its stretch would touch this one. So the cut changes
+    nothing, and what the stretches' searches find one after the other is the chain.
+    """
+    width, limit = pattern.width, min(len(view), at + payload + pattern.width)
+    spans: list[int] = []
+    resume, k = at, 0
+    while k < len(ends) and resume < at + payload:
+        low, high = ends[k] + at - width, ends[k] + at + width
+        k += 1
+        while k < len(ends) and ends[k] + at - width <= high:
+            high = ends[k] + at + width
+            k += 1
+        resume = max(resume, low)
+        while resume < at + payload:
+            start, past = pattern.search(view, resume, min(high, limit))
+            if start < 0 or start >= at + payload:
+                break
+            spans += (start - at, past - at)
+            resume = past
+    return spans
+
+
 def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
     """Starts and ends, alternating, relative to ``view[at:]``; the module's text says why this is exact."""
+    if pattern.plan.kind is Kind.PART:
+        return _part_chain(pattern, view, at, payload, ends)
     search = pattern.search
     width, least = pattern.width, pattern.plan.min_width
     limit = min(len(view), at + payload + width)
@@ -313,15 +342,14 @@ class Confirmer:
             pattern = self._plans.patterns[index]
             if pattern.literal is not None:
                 spans = _literal_chain(ends, len(pattern.literal), payload)
-            elif pattern.plan.kind is Kind.BOUNDED:
+            elif index in self._plans.bounded:
                 spans = _bounded_chain(pattern, view, at, payload, ends)
             else:
                 candidates[index] = [end + offset for end in ends]
                 continue
             for start, end in zip(spans[::2], spans[1::2], strict=True):
                 text = bytes(view[at + start : at + end])
-                # A match ends where one of its candidates does.
-                before = counted[end] - text.count(b"\n")
+                before = self._newlines_before(view, at, end, counted) - text.count(b"\n")
                 last = newline_before(view, at, at + start) - at + offset if before else NO_NEWLINE
                 hits.append(Hit(start + offset, index, end + offset, before, last, text))
         hits.sort()
@@ -334,6 +362,13 @@ class Confirmer:
             hits=hits,
             counted={end + offset: count for end, count in counted.items()} if candidates else {},
         )
+
+    @staticmethod
+    def _newlines_before(view: memoryview, at: int, end: int, counted: Mapping[int, int]) -> int:
+        """Newlines in the payload before ``end``. A match mostly ends where one of its candidates does."""
+        if end not in counted:
+            return count_newlines(as_bytes(view), at, at + end)
+        return counted[end]
 
     def _sort(self, patterns: NDArray[np.int32], ends: Ints, payload: int) -> tuple[Spans, Ints]:
         """The literals' chains, and the other candidates as sorted keys."""

@@ -91,6 +91,13 @@ class FileSettler:
         """Whether all of the file has been settled (or given up)."""
         return self._frontier == self.size
 
+    @property
+    def decided(self) -> int:
+        """No row that is still to come starts before this offset."""
+        if self._unbounded is None:
+            return self._frontier
+        return min(self._frontier, self._unbounded.decided(self._frontier, self._newline))
+
     def add(
         self, extent: int, result: ExtentMatches | Unread, text: memoryview = _NOTHING, base: int = 0
     ) -> list[Settled]:
@@ -300,6 +307,19 @@ class _Unbounded:
         self._given_up: set[int] = set()
         self._counted: Mapping[int, int] = {}
         self._counted_from = 0
+
+    def decided(self, frontier: int, newline: int) -> int:
+        """No match that is still to be found starts before this offset; as ``Search.decided``."""
+        bounds = [
+            search.at if index in self._stuck else search.decided(frontier, newline)
+            for index, search in self._searches.items()
+        ]
+        # Of searches that no candidate has called into being yet.
+        if self._plans.line_candidates.difference(self._searches, self._given_up):
+            bounds.append(max(0, newline + 1))
+        if self._plans.file_candidates.difference(self._searches, self._given_up):
+            bounds.append(0)
+        return min(bounds, default=frontier)
 
     def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> list[Row]:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
