@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
     from uring_actors.ops.match.pattern import Literal, Regex
+    from uring_actors.ops.rules.rules import Rules
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
     from uring_actors.uring.buffer import GpuMappedBuffer
@@ -39,6 +40,7 @@ _HOMES = {
     "Megakernel": "uring_actors.megakernel.megakernel",
     "Nop": "uring_actors.ops.bytesum",
     "Regex": "uring_actors.ops.match.pattern",
+    "Rules": "uring_actors.ops.rules.rules",
     "Scan": "uring_actors.scanning",
     "ScanOptions": "uring_actors.config",
     "ScanStats": "uring_actors.results.stats",
@@ -62,6 +64,7 @@ __all__ = [
     "Megakernel",
     "Nop",
     "Regex",
+    "Rules",
     "Scan",
     "ScanOptions",
     "ScanStats",

@@ -4,7 +4,7 @@
     ├── OptionError (also ValueError)     an argument or a combination of arguments makes no sense
     ├── PatternError (also ValueError)    a pattern is invalid; points into it
     │   └── PatternErrors                 several are; has them all
-    ├── RuleFileError (also ValueError)   a rule file is wrong; has every problem with its line
+    ├── RuleFileError (also ValueError)   a rule file is wrong; has every problem, with its line
     ├── InputError                        a path given by the caller can't be scanned at all
     ├── ArenaError                        shared memory can't be created, or what was attached is not ours
     └── PipelineError                     the running pipeline
@@ -146,21 +146,18 @@ class PatternErrors(PatternError):
 
 
 class RuleFileError(UringActorsError, ValueError):
-    """A rule file (``path``) can't be used. ``problems``: a line number (0: the file as a whole) and what is wrong
-    there, each."""
+    """A rule file (``path``) can't be used. ``problems``: everything that is wrong, each with its file and line."""
 
     SHOWN = 20
     """How many problems the text spells out."""
 
-    def __init__(self, path: bytes, problems: Sequence[tuple[int, str]]) -> None:
+    def __init__(self, path: bytes, problems: Sequence[str]) -> None:
         super().__init__("the rule file can't be used", path=path)
         self.problems = tuple(problems)
 
     def __str__(self) -> str:
-        name = os.fsdecode(self.path or b"")
-        shown = [f"{name}{f' line {line}' if line else ''}: {what}" for line, what in self.problems[: self.SHOWN]]
-        rest = len(self.problems) - len(shown)
-        return "\n".join([*shown, *([f"and {rest} more problems"] if rest else [])])
+        rest = len(self.problems) - self.SHOWN
+        return "\n".join([*self.problems[: self.SHOWN], *([f"and {rest} more problems"] if rest > 0 else [])])
 
 
 class InputError(UringActorsError):

@@ -30,6 +30,8 @@ from uring_actors.ops.base import Operation
 from uring_actors.ops.bytesum import Nop, Touch
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.pattern import Literal, Regex
+from uring_actors.ops.rules.operation import RuleScan
+from uring_actors.ops.rules.rules import Rules
 from uring_actors.plan import AnyPath, FileEntry, devices, walk
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
@@ -44,6 +46,7 @@ def scan(
     paths: AnyPath | Iterable[AnyPath],
     *,
     patterns: Iterable[Regex | Literal | str] | None = None,
+    rules: Rules | AnyPath | None = None,
     operation: str | Operation = "match",
     **options: Any,
 ) -> Scan:
@@ -51,18 +54,27 @@ def scan(
 
     paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed.
     patterns: what to search for, with ``operation="match"``; a plain str is a ``Regex``.
+    rules: search by these instead (a path: ``Rules.load`` of it); rows ``RULES_SCHEMA``.
     operation: ``"match"``, ``"touch"`` (read every byte; rows path, bytes, sum) or ``"nop"`` (rows path, bytes).
     options: see ``ScanOptions`` (engine, io_engine, io, sqpoll, lanes, slot_bytes, slots, kernel_threads).
 
     Raises, before anything starts: InputError (a path doesn't exist), PatternError (points into the pattern),
-    OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
+    RuleFileError, OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
     """
     chosen = ScanOptions.of(**options)
-    return Scan(paths, make_operation(operation, patterns), chosen)
+    return Scan(paths, make_operation(operation, patterns, rules), chosen)
 
 
-def make_operation(operation: str | Operation, patterns: Iterable[Regex | Literal | str] | None) -> Operation:
-    """The operation by name. Raises OptionError where patterns are missing or out of place."""
+def make_operation(
+    operation: str | Operation,
+    patterns: Iterable[Regex | Literal | str] | None,
+    rules: Rules | AnyPath | None = None,
+) -> Operation:
+    """The operation by name. Raises OptionError where patterns or rules are missing or out of place."""
+    if rules is not None:
+        if patterns is not None or operation != "match":
+            raise OptionError("rules stand alone", fix="Leave out patterns and operation, or the rules.")
+        return RuleScan(rules if isinstance(rules, Rules) else Rules.load(rules))
     if operation == "match":
         return Match.of([Regex(p) if isinstance(p, str) else p for p in patterns or ()])
     if patterns is not None:

@@ -103,6 +103,8 @@ def _database(plans: Sequence[PatternPlan]) -> Any:
         expressions=[plan.candidate for plan in plans],
         ids=[plan.index for plan in plans],
         elements=len(plans),
-        flags=[hyperscan.HS_FLAG_DOTALL] * len(plans),
+        flags=[
+            hyperscan.HS_FLAG_DOTALL | (hyperscan.HS_FLAG_SINGLEMATCH if plan.once else 0) for plan in plans
+        ],
     )
     return database

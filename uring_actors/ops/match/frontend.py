@@ -164,11 +164,12 @@ def _parsed(source: Source) -> Node:
     try:
         re2.compile(source.re2, re2_options(source.latin1))
     except re2.error as error:
-        raise PatternError(f"RE2 refuses it: {_words(error)}", pattern=source.text) from None
+        raise PatternError(f"RE2 refuses it: {words(error)}", pattern=source.text) from None
     return tree
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """What ``re2.error`` says."""
     what = error.args[0] if error.args else ""
     return what.decode("utf-8", "replace") if isinstance(what, bytes) else str(what)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from uring_actors.ops.match.tree import (
     EMPTY,
@@ -72,6 +73,7 @@ def lower(tree: Node, *, latin1: bool, widen: bool = False) -> Node:
     return fold(tree, visit)
 
 
+@lru_cache(maxsize=4096)
 def _bytes_of(ranges: Ranges, latin1: bool, widen: bool) -> Node:
     if latin1:
         return ByteSet(mask_of(ranges))
@@ -261,6 +263,7 @@ def _spell_byte(byte: int) -> bytes:
     return character if character.isalnum() and byte < 0x80 else b"\\x%02x" % byte
 
 
+@lru_cache(maxsize=4096)
 def _spell_set(mask: int) -> bytes:
     ranges = ranges_of(mask)
     if not ranges:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +30,9 @@ from uring_actors.ops.match.newlines import as_bytes, count_newlines, last_newli
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
+from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.settle import FileSettler, Settled
-from uring_actors.ops.match.window import LocalFile
+from uring_actors.ops.match.window import LocalFile, Window
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 from uring_actors.results.schema import MATCH_SCHEMA, MatchBatches
@@ -81,12 +82,63 @@ class Match:
         return MatchWorker(arena, self.engine, self._spill)
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
-        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, self._spill)
+        return self.settler(arena, payload, _MatchSink([plan.name for plan in self.plans]))
+
+    def settler(self, arena: Arena, payload: int, sink: Sink) -> Settler:
+        """A settler whose rows go to ``sink``."""
+        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, self._spill, sink)
 
     @cached_property
     def _spill(self) -> dict[int, Hits]:
         """By data slot: the candidates that its result block could not hold."""
         return {}
+
+
+class Sink(Protocol):
+    """Where a scan's settled matches go. ``window`` reads the file around them; what lies in the data slot that was
+    settled last it has without reading."""
+
+    matches: int
+    """Rows in batches, and on their way there."""
+
+    def add(self, entry: FileEntry, rows: Rows, window: Window) -> list[pa.RecordBatch]:
+        """A file's next rows; batches that are full."""
+
+    def seen(self, entry: FileEntry, which: set[int]) -> None:
+        """The file has these ``once`` patterns. They may come again, and as rows too."""
+
+    def close(self, entry: FileEntry, window: Window) -> list[pa.RecordBatch]:
+        """The file's last row has come, or the file was given up."""
+
+    def flush(self) -> list[pa.RecordBatch]:
+        """What has not filled a batch yet."""
+
+    def failures(self) -> list[Failure]:
+        """What the sink itself could not decide, since the last call."""
+
+
+class _MatchSink:
+    """Matches as they are."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.matches = 0
+        self._batches = MatchBatches(names)
+
+    def add(self, entry: FileEntry, rows: Rows, window: Window) -> list[pa.RecordBatch]:
+        self.matches += len(rows)
+        return list(self._batches.add(entry.path, rows))
+
+    def seen(self, entry: FileEntry, which: set[int]) -> None:
+        """Matches are rows."""
+
+    def close(self, entry: FileEntry, window: Window) -> list[pa.RecordBatch]:
+        return []
+
+    def flush(self) -> list[pa.RecordBatch]:
+        return list(self._batches.flush())
+
+    def failures(self) -> list[Failure]:
+        return []
 
 
 class MatchWorker:
@@ -158,11 +210,16 @@ class MatchSettler:
     """All files of one scan."""
 
     def __init__(
-        self, arena: Arena, plans: PlanSet, names: Sequence[str], payload: int, spill: dict[int, Hits]
+        self,
+        arena: Arena,
+        plans: PlanSet,
+        names: Sequence[str],
+        payload: int,
+        spill: dict[int, Hits],
+        sink: Sink,
     ) -> None:
         self.files = 0
         self.bytes = 0
-        self.matches = 0
         self.failures: list[Failure] = []
         layout = arena.layout
         self._results, self._result_bytes = layout.results, layout.result_bytes
@@ -174,8 +231,12 @@ class MatchSettler:
         self._spill = spill
         self._confirmer = Confirmer(plans)
         self._open: dict[int, _OpenFile] = {}
-        self._rows = MatchBatches(names)
+        self._sink = sink
         self._ready: list[pa.RecordBatch] = []
+
+    @property
+    def matches(self) -> int:
+        return self._sink.matches
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         for entry in files:
@@ -191,7 +252,7 @@ class MatchSettler:
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         if everything:
-            self._ready.extend(self._rows.flush())
+            self._ready.extend(self._sink.flush())
         ready, self._ready = self._ready, []
         return ready
 
@@ -205,11 +266,14 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                self._emit(file, file.settler.add(extent, result, *self._text(row)))
+                text = self._text(row)
+                self._emit(file, file.settler.add(extent, result, *text), *text)
             file.left -= 1
         if file.left == 0:
             if file.cut_failure is not None:
                 self.failures.append(file.cut_failure)
+            self._ready.extend(self._sink.close(file.entry, file.settler.window))
+            self.failures.extend(self._sink.failures())
             file.settler.close()
             del self._open[file.entry.id]
             self.files += 1
@@ -227,7 +291,7 @@ class MatchSettler:
             self._shrunk(file, extent, row)
             if extent > file.cut or row[ring.COLUMN_PAYLOAD_BYTES] == 0:
                 return None
-        return self._confirm(start, row)
+        return self._confirm(file.entry, start, row)
 
     def _stop(self, file: _OpenFile, start: int) -> int:
         return min(start + self._payload, file.entry.size)
@@ -240,7 +304,7 @@ class MatchSettler:
         if extent < file.cut:
             file.cut, file.cut_failure = extent, read_failure(file.entry, row)
 
-    def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
+    def _confirm(self, entry: FileEntry, start: int, row: list[int]) -> ExtentMatches:
         data_slot = row[ring.COLUMN_DATA_SLOT]
         base = self._data + data_slot * self._slot_bytes
         patterns = ends = None
@@ -249,6 +313,10 @@ class MatchSettler:
             hits = self._hits(data_slot, count, bool(row[ring.COLUMN_OVERFLOW]))
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
+            if len(self._plans.once):
+                seen = np.isin(patterns, self._plans.once)
+                self._sink.seen(entry, set(patterns[seen].tolist()))
+                patterns, ends = patterns[~seen], ends[~seen]
         return self._confirmer.confirm(
             self._view[base : base + self._slot_bytes],
             at=row[ring.COLUMN_PAYLOAD_OFFSET],
@@ -275,7 +343,7 @@ class MatchSettler:
         block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
         return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
 
-    def _emit(self, file: _OpenFile, settled: list[Settled]) -> None:
+    def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> None:
         for part in settled:
             for fault in part.faults:
                 which = "" if fault.pattern is None else f" (pattern {self._names[fault.pattern]!r})"
@@ -283,5 +351,5 @@ class MatchSettler:
                     Failure(file.entry.path, fault.reason + which, errno=fault.errno or None, offset=fault.offset)
                 )
             if len(part.rows):
-                self.matches += len(part.rows)
-                self._ready.extend(self._rows.add(file.entry.path, part.rows))
+                with file.settler.window.lent(text, base):
+                    self._ready.extend(self._sink.add(file.entry, part.rows, file.settler.window))

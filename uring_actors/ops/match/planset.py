@@ -102,7 +102,8 @@ class PlanSet:
 
     ``halo`` is how many bytes must follow an extent's payload (fewer only at the file's end): one more than the
     widest thing an engine or RE2 looks for in a slot. An unbounded pattern's candidates count as well: one that
-    lies across two extents is reported by the first alone.
+    lies across two extents is reported by the first alone. ``once`` has the indexes of the plans whose candidates
+    are believed, and are no rows.
     """
 
     def __init__(self, plans: Sequence[PatternPlan]) -> None:
@@ -112,6 +113,8 @@ class PlanSet:
         self.bounded: dict[int, Pattern] = {p.plan.index: p for p in kinds[Kind.BOUNDED]}
         self.in_slot: list[Pattern] = kinds[Kind.SLOT]
         self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
+        engines = (Kind.LITERAL, Kind.BOUNDED)
+        self.once = np.array([plan.index for plan in plans if plan.once and plan.kind in engines], np.int32)
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal
