@@ -265,6 +265,9 @@ class FileSearch:
         return stop if start < 0 else start + base
 
 
+_MANY_STARTS = 4
+"""Starts of one candidate from which on windows are quicker than to try each."""
+
 _FIRST_WINDOW = 128
 _ALLOWANCE = 1 << 20
 
@@ -314,21 +317,77 @@ class PrefixSearch:
         if not len(self._ends):
             return
         plan = self._pattern.plan
+        look = self._windows if plan.candidate_max - plan.candidate_min >= _MANY_STARTS else self._one_by_one
         for end in self._ends.tolist():
-            start = max(self.at, end - plan.candidate_max)
-            while start <= end - plan.candidate_min and start < frontier:
-                found = self._attempt(start)
-                if found is not None:
-                    out.append(found)
-                    start = self.at = found.end
-                else:
-                    start = self.at = start + 1
-                if self._spent > 4 * self._window.size + _ALLOWANCE:
-                    self._linear = FileSearch(self._pattern, self._window, self.at)
-                    self._linear.learn(self._ends)
-                    return
+            start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
+            if start >= stop:
+                continue
+            self.at = start
+            look(end, stop, out)
+            if self._spent > 4 * self._window.size + _ALLOWANCE:
+                self._linear = FileSearch(self._pattern, self._window, self.at)
+                self._linear.learn(self._ends)
+                return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
         self._ends = NO_INTS
+
+    def _one_by_one(self, end: int, stop: int, out: list[Found]) -> None:
+        """Try every start from ``at`` up to ``stop``."""
+        while self.at < stop:
+            found = self._attempt(self.at)
+            if found is not None:
+                out.append(found)
+                self.at = found.end
+            else:
+                self.at += 1
+            if self._spent > 4 * self._window.size + _ALLOWANCE:
+                return
+
+    def _windows(self, end: int, stop: int, out: list[Found]) -> None:
+        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``.
+
+        Starts before the least one that is alive at the window's end are decided by what is in the window.
+        """
+        if self._pattern.alive_suffix is None:
+            self._one_by_one(end, stop, out)
+            return
+        size = self._window.size
+        length = _FIRST_WINDOW
+        while self.at < stop:
+            high = min(size, max(end, self.at) + length)
+            try:
+                grown = self._search(high, stop, out)
+            except TooLong:
+                raise
+            except ReadFailed as error:
+                # Perhaps what lies before the trouble is enough.
+                if error.offset - 1 <= self.at:
+                    raise
+                if self._search(error.offset - 1, stop, out):
+                    raise
+                continue
+            length = 4 * length if grown else _FIRST_WINDOW
+
+    def _search(self, high: int, stop: int, out: list[Found]) -> bool:
+        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided."""
+        view, base = self._window.view(self.at, high)
+        undecided = min(stop, high)
+        if high < self._window.size:
+            assert self._pattern.alive_suffix is not None
+            start, _ = self._pattern.alive_suffix(view[: high - base], self.at - base, high - base)
+            if start >= 0:
+                undecided = min(undecided, start + base)
+        if undecided > self.at:
+            start, past = self._pattern.search(view, self.at - base, high - base)
+            self._spent += (past if start >= 0 else high - base) - (self.at - base)
+            if start >= 0 and start + base < undecided:
+                out.append(Found(start + base, past + base, bytes(view[start:past])))
+                self.at = past + base
+                return False
+        else:
+            self._spent += high - self.at
+        self.at = undecided
+        return undecided < stop
 
     def _attempt(self, start: int) -> Found | None:
         """The match that starts at ``start``."""

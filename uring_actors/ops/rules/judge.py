@@ -7,11 +7,11 @@ their cost. Groups are matched where the match stands, with the byte before and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import re2
 
 from uring_actors.ops.match.window import Window
@@ -162,18 +162,20 @@ def lowered(text: bytes) -> bytes:
 
 
 def shannon(secret: bytes) -> float:
-    """Bits a character, as gitleaks counts them: characters by their code points, of as many as there are bytes."""
-    text: bytes | str = secret
-    if not secret.isascii():
-        # Every byte that is not UTF-8 counts as the one character U+FFFD.
-        odd = secret.decode("utf-8", "surrogateescape")
-        text = "".join("\ufffd" if "\udc80" <= c <= "\udcff" else c for c in odd)
-    size = len(secret)
-    entropy = 0.0
-    for character in set(text):
-        share = text.count(character) / size  # type: ignore[arg-type]
-        entropy -= share * math.log2(share)
-    return entropy
+    """Bits a character, as gitleaks counts them: characters are code points, of as many as there are bytes.
+
+    Every byte that is not UTF-8 counts as the one character U+FFFD.
+    """
+    if secret.isascii():
+        codes = np.frombuffer(secret, np.uint8)
+    else:
+        text = secret.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass")
+        codes = np.frombuffer(text, np.uint32)
+        codes = np.where((codes >= 0xDC80) & (codes <= 0xDCFF), 0xFFFD, codes)
+        codes = np.unique(codes, return_inverse=True)[1]
+    counts = np.bincount(codes)
+    shares = counts[counts > 0] / max(1, len(secret))
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def line_of(window: Window, start: int, end: int, match: bytes) -> bytes:
