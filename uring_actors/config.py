@@ -38,7 +38,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 OPERATIONS = ("match", "touch", "nop")
 
-FORMATS = ("text", "jsonl", "arrow")
+FORMATS = ("text", "jsonl", "csv", "arrow", "parquet")
 """Of the rows on the command line; ``results/writers.py`` makes them."""
 
 

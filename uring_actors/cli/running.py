@@ -82,7 +82,7 @@ def run(request: Request) -> int:
 
 def _scan(request: Request) -> int:
     with _output(request) as (stream, terminal):
-        check_format(request.form, terminal=terminal)
+        check_format(request.form, terminal=terminal, named=request.output is not None)
         rows = 0
         with _start(request) as scan:
             notes = scan.stats.notes

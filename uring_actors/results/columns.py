@@ -1,0 +1,36 @@
+"""Columns turned into bytes as wholes: what the line formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def joined(*parts: pa.Array | bytes) -> pa.Array:
+    """The parts joined row by row, as a large_binary array: a batch's text may be larger than 2 GiB."""
+    columns = [
+        pa.scalar(part, pa.large_binary()) if isinstance(part, bytes) else part.cast(pa.large_binary())
+        for part in parts
+    ]
+    return pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.large_binary()))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def numbers(column: pa.Array, unknown: str) -> pa.Array:
+    """Decimal; ``unknown`` for null, and for what is no finite number."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+    return pc.fill_null(column.cast(pa.large_string()), unknown)
+
+
+def mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
+    """``change`` of each distinct value, in the values' places."""
+    encoded = column.dictionary_encode()
+    changed = [change(value) for value in encoded.dictionary.to_pylist()]
+    return pa.array(changed, pa.large_binary()).take(encoded.indices)
