@@ -38,6 +38,7 @@ MOST_ALIVE = 16384
 """Bytes of the longest expression of beginnings that is kept."""
 
 _FIXED = "fixed bytes"
+_ASCII = (1 << 128) - 1
 
 
 def compile_re2(plan: PatternPlan) -> Any:
@@ -144,6 +145,7 @@ def _analysed(index: int, pattern: Pattern, source: Source, given: str | bytes, 
         candidate_max=choice.width[1],
         alive=None if choice.kind.confirmed_in_slot else analysis.alive(),
         reason=choice.reason,
+        alphabet=None if choice.kind.confirmed_in_slot else analysis.alphabet(),
     )
 
 
@@ -232,6 +234,11 @@ class _Analysis:
         assert most is not None, "prefixes and necessary parts are bounded"
         wide = low.ends_only(low.harmless_assertions(part))
         return _Choice(kind, reason, low.spell(wide), (least, most))
+
+    def alphabet(self) -> int | None:
+        """None where every ASCII character may be in a match: then nothing common is foreign to it."""
+        mask = low.alphabet(self.exact)
+        return None if mask & _ASCII == _ASCII else mask
 
     def alive(self) -> bytes | None:
         if self.too_deep:

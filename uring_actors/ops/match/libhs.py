@@ -100,8 +100,10 @@ class LibHs:
     def compile(
         self, expressions: Sequence[bytes], ids: Sequence[int], flags: Sequence[int] | None = None
     ) -> Database:
-        """One database (block mode) for all expressions; ``flags`` is FLAG_DOTALL for all by default. Raises HsError, whose message says what is
-        wrong."""
+        """One database (block mode) for all expressions; ``flags`` is FLAG_DOTALL for all by default.
+
+        Raises HsError, whose message says what is wrong.
+        """
         count = len(expressions)
         sources = (ctypes.c_char_p * count)(*expressions)
         all_flags = (ctypes.c_uint * count)(*(flags or [FLAG_DOTALL] * count))

@@ -149,8 +149,7 @@ def _widened_repeat(inner: Node, least: int, most: int | None) -> Node:
         return repeat(inner, least, most)
     low, high = widths(inner)
     assert high is not None, "a character is at most four bytes"
-    mask = fold(inner, lambda node, below: node.mask if isinstance(node, ByteSet) else _any_bit(below))
-    return repeat(ByteSet(mask), least * low, None if most is None else most * high)
+    return repeat(ByteSet(alphabet(inner)), least * low, None if most is None else most * high)
 
 
 def _any_bit(masks: list[int]) -> int:
@@ -190,6 +189,11 @@ def _times(width: int | None, count: int | None) -> int | None:
 def can_hold_newline(tree: Node) -> bool:
     """Whether a word may contain byte 0A. False is certain, True is not."""
     return fold(tree, lambda node, below: bool(node.mask & _NEWLINE) if isinstance(node, ByteSet) else any(below))
+
+
+def alphabet(tree: Node) -> int:
+    """The mask of all bytes that words may hold."""
+    return fold(tree, lambda node, below: node.mask if isinstance(node, ByteSet) else _any_bit(below))
 
 
 def selectivity(tree: Node) -> float:

@@ -11,13 +11,21 @@ from typing import Any
 
 import numpy as np
 import re2
+from numpy.typing import NDArray
 
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
 
 
-def _options(*, latin1: bool) -> Any:
+_ROOMY = 32 << 20
+"""Bytes for the automata of an unbounded pattern, when they come to that. Counted repetitions make many states, and
+RE2 is ten times as slow where it has to forget them."""
+
+
+def _options(*, latin1: bool, roomy: bool = False) -> Any:
     options = re2.Options()
+    if roomy:
+        options.max_mem = _ROOMY
     options.never_capture = True
     options.log_errors = False
     if latin1:
@@ -31,7 +39,7 @@ def compile_source(plan: PatternPlan) -> Any:
         options = _options(latin1=True)
         options.literal = True
         return re2.compile(plan.literal, options)
-    return re2.compile(plan.re2, _options(latin1=plan.latin1))
+    return re2.compile(plan.re2, _options(latin1=plan.latin1, roomy=not plan.kind.confirmed_in_slot))
 
 
 Find = Callable[[memoryview, int, int], tuple[int, int]]
@@ -75,10 +83,11 @@ class Pattern:
 
     ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``alive`` (the whole
     stretch) and ``alive_suffix`` (the longest stretch that is alive and ends with the *text*) are None where the
-    plan has no ``alive``. ``width`` is the maximum width, 0 where there is none.
+    plan has no ``alive``. ``foreign`` says of each byte whether no match can hold it; None where the plan doesn't.
+    ``width`` is the maximum width, 0 where there is none.
     """
 
-    __slots__ = ("alive", "alive_suffix", "literal", "match", "plan", "search", "width")
+    __slots__ = ("alive", "alive_suffix", "foreign", "literal", "match", "plan", "search", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
         regex = compile_source(plan)
@@ -87,10 +96,13 @@ class Pattern:
         self.match = _find(regex, "ANCHOR_START")
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
+        self.foreign: NDArray[np.bool_] | None = None
+        if plan.alphabet is not None:
+            self.foreign = np.array([not plan.alphabet >> byte & 1 for byte in range(256)])
         self.alive: Find | None = None
         self.alive_suffix: Find | None = None
         if plan.alive is not None:
-            options = _options(latin1=True)
+            options = _options(latin1=True, roomy=True)
             options.dot_nl = True
             self.alive = _find(re2.compile(plan.alive, options), "ANCHOR_BOTH")
             suffix = re2.compile(rb"(?:" + plan.alive + rb")\z", options)

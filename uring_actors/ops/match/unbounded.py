@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from uring_actors.ops.match.newlines import Ints, as_bytes, first_newline, last_newline
+from uring_actors.ops.match.newlines import Ints, as_bytes, borders, first_newline, last_newline
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern
 from uring_actors.ops.match.rows import NO_INTS
@@ -269,6 +269,8 @@ _MANY_STARTS = 4
 """Starts of one candidate from which on windows are quicker than to try each."""
 
 _FIRST_WINDOW = 128
+_FOREIGN_WINDOW = 512
+"""Where a byte that no match holds ends the search before the window does, mostly."""
 _ALLOWANCE = 1 << 20
 
 
@@ -317,7 +319,8 @@ class PrefixSearch:
         if not len(self._ends):
             return
         plan = self._pattern.plan
-        look = self._windows if plan.candidate_max - plan.candidate_min >= _MANY_STARTS else self._one_by_one
+        many = plan.candidate_max - plan.candidate_min >= _MANY_STARTS
+        look = self._windows if many and plan.alive is not None else self._one_by_one
         for end in self._ends.tolist():
             start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
             if start >= stop:
@@ -344,50 +347,54 @@ class PrefixSearch:
                 return
 
     def _windows(self, end: int, stop: int, out: list[Found]) -> None:
-        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``.
-
-        Starts before the least one that is alive at the window's end are decided by what is in the window.
-        """
-        if self._pattern.alive_suffix is None:
-            self._one_by_one(end, stop, out)
-            return
+        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``."""
         size = self._window.size
-        length = _FIRST_WINDOW
+        first = length = _FIRST_WINDOW if self._pattern.foreign is None else _FOREIGN_WINDOW
         while self.at < stop:
             high = min(size, max(end, self.at) + length)
             try:
-                grown = self._search(high, stop, out)
+                grown = self._search(end, high, stop, out)
             except TooLong:
                 raise
             except ReadFailed as error:
                 # Perhaps what lies before the trouble is enough.
                 if error.offset - 1 <= self.at:
                     raise
-                if self._search(error.offset - 1, stop, out):
+                if self._search(end, error.offset - 1, stop, out):
                     raise
                 continue
-            length = 4 * length if grown else _FIRST_WINDOW
+            length = 4 * length if grown else first
 
-    def _search(self, high: int, stop: int, out: list[Found]) -> bool:
-        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided."""
+    def _search(self, end: int, high: int, stop: int, out: list[Found]) -> bool:
+        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided.
+
+        A byte that no match holds ends all matches before it. Where the window has none, the starts before the least
+        one that is alive at the window's end are decided.
+        """
         view, base = self._window.view(self.at, high)
-        undecided = min(stop, high)
-        if high < self._window.size:
-            assert self._pattern.alive_suffix is not None
-            start, _ = self._pattern.alive_suffix(view[: high - base], self.at - base, high - base)
+        last, low = high - base, self.at - base
+        final = high == self._window.size
+        if self._pattern.foreign is not None:
+            before, behind = borders(as_bytes(view), self._pattern.foreign, low, min(end - base, last), last)
+            low = min(before + 1, stop - base)
+            final, last = final or behind < last, behind
+        undecided = min(stop, high) - base
+        if not final:
+            assert self._pattern.alive_suffix is not None, "windows are for patterns with an alive expression"
+            start, _ = self._pattern.alive_suffix(view[:last], low, last)
             if start >= 0:
-                undecided = min(undecided, start + base)
-        if undecided > self.at:
-            start, past = self._pattern.search(view, self.at - base, high - base)
-            self._spent += (past if start >= 0 else high - base) - (self.at - base)
-            if start >= 0 and start + base < undecided:
+                undecided = min(undecided, start)
+        if undecided > low:
+            start, past = self._pattern.search(view, low, last)
+            self._spent += (past if start >= 0 else last) - low
+            if start >= 0 and start < undecided:
                 out.append(Found(start + base, past + base, bytes(view[start:past])))
                 self.at = past + base
                 return False
         else:
-            self._spent += high - self.at
-        self.at = undecided
-        return undecided < stop
+            self._spent += last - low
+        self.at = undecided + base
+        return self.at < stop
 
     def _attempt(self, start: int) -> Found | None:
         """The match that starts at ``start``."""
