@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
     from uring_actors.ops.match.pattern import Literal, Regex
+    from uring_actors.ops.match.pattern_file import read_patterns
     from uring_actors.ops.rules.rules import Rules
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
@@ -47,6 +48,7 @@ _HOMES = {
     "Touch": "uring_actors.ops.bytesum",
     "UringActorsError": "uring_actors.errors",
     "UringMegakernelPump": "uring_actors.uring.pump",
+    "read_patterns": "uring_actors.ops.match.pattern_file",
     "scan": "uring_actors.scanning",
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "Touch",
     "UringActorsError",
     "UringMegakernelPump",
+    "read_patterns",
     "scan",
 ]
 

@@ -50,6 +50,7 @@ class Request:
 
     paths: Sequence[bytes]
     patterns: Sequence[Any]
+    rules: Any
     operation: str
     options: dict[str, Any]
     form: str
@@ -110,6 +111,7 @@ def _start(request: Request) -> RunningScan:
         running: RunningScan = package.scan(
             list(request.paths),
             patterns=list(request.patterns) or None,
+            rules=request.rules,
             operation=request.operation,
             **request.options,
         )

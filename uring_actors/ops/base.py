@@ -32,8 +32,10 @@ class Settler(Protocol):
     """Files settled, failed ones included."""
     bytes: int
     """Payload bytes of settled extents."""
-    matches: int
     failures: list[Failure]
+
+    @property
+    def matches(self) -> int: ...
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         """These files' extents will come. Empty files have none and are settled at once."""

@@ -1,7 +1,7 @@
 """Rows as CSV (RFC 4180), so that any bytes come back.
 
-A column of bytes becomes two, ``path`` and ``path_base64``. Bytes that are UTF-8 without control characters other than
-tab, newline and carriage return stand in the first as text; others in the second, the first being empty. Fields are
+A column of bytes becomes two, ``path`` and ``path_base64``. Bytes that are UTF-8 without control characters other
+than tab, newline and carriage return stand in the first as text; others in the second, the first being empty. Fields are
 quoted where they must be; a field may hold newlines. Null is the empty field.
 """
 
@@ -21,7 +21,11 @@ _QUOTED = re.compile(rb'[",\r\n]')
 
 def csv_header(schema: pa.Schema) -> bytes:
     """The first line."""
-    names = [name for field in schema for name in ([field.name, _coded(field.name)] if _is_bytes(field.type) else [field.name])]
+    names = [
+        name
+        for field in schema
+        for name in ([field.name, _coded(field.name)] if _is_bytes(field.type) else [field.name])
+    ]
     return ",".join(names).encode() + b"\n"
 
 

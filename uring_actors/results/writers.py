@@ -4,7 +4,8 @@ Rows are those of one schema: matches, or what another operation yields (columns
 numbers).
 
 **text** is for people and for ``cut``: one row a line, ``path:line:column:match``, a rule's findings as
-``path:line:column:rule:secret``, or all columns for rows that are neither. A line or column that is not known (after an I/O error within the file) is ``?``. A
+``path:line:column:rule:secret``, or all columns for rows that are neither. A line or column that is
+not known (after an I/O error within the file) is ``?``. A
 newline within a path or a match is written as the two characters ``\\n``, so that one line is always one
 row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a
 backslash and an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is
@@ -33,7 +34,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc

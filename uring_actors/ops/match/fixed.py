@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.syntax import fold_case
-from uring_actors.ops.match.tree import Alt, Chars
+from uring_actors.ops.match.tree import Alt, Chars, Ranges
 
 
 class Fixed(NamedTuple):
@@ -38,7 +38,7 @@ def fixed(text: str, *, latin1: bool, ignore_case: bool) -> Fixed | None:
 @lru_cache(maxsize=1 << 14)
 def _character(character: str, latin1: bool, ignore_case: bool) -> Fixed:
     code = ord(character)
-    ranges = ((code, code),)
+    ranges: Ranges = ((code, code),)
     if ignore_case:
         ranges = fold_case(ranges, latin1)
     tree = Chars(ranges)

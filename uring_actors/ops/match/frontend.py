@@ -85,9 +85,7 @@ def _plan(index: int, pattern: Pattern, max_halo: int) -> PatternPlan:
         ) from None
 
 
-def _fixed(
-    index: int, pattern: Literal, source: Source, given: str | bytes, max_halo: int
-) -> PatternPlan | None:
+def _fixed(index: int, pattern: Literal, source: Source, given: str | bytes, max_halo: int) -> PatternPlan | None:
     """A literal's plan, without parsing it; None where that doesn't do."""
     text = given if isinstance(given, str) else given.decode("latin-1")
     found = fixed(text, latin1=source.latin1, ignore_case=pattern.ignore_case)

@@ -49,7 +49,8 @@ def first_newline(text: Bytes, start: int, stop: int) -> int:
 
 @hot
 def borders(text: Bytes, foreign: NDArray[np.bool_], low: int, middle: int, high: int) -> tuple[int, int]:
-    """The last ``foreign`` byte of ``text[low:middle]`` (low - 1: none), and the first of ``text[middle:high]`` (high)."""
+    """Where the last ``foreign`` byte of ``text[low:middle]`` is (none: low - 1), and the first of
+    ``text[middle:high]`` (none: high)."""
     before = middle - 1
     while before >= low and not foreign[text[before]]:
         before -= 1

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
 
-
 _ROOMY = 32 << 20
 """Bytes for the automata of an unbounded pattern, when they come to that. Counted repetitions make many states, and
 RE2 is ten times as slow where it has to forget them."""

@@ -90,7 +90,9 @@ def _read(path: bytes, default: bytes | None, above: tuple[bytes, ...]) -> _Read
     target = os.path.join(os.path.dirname(path), os.fsencode(base))
     if use_default:
         if default is None:
-            what = "useDefault: gitleaks' own rules are not built in; give their file as the default (--default-rules)"
+            what = (
+                "useDefault: gitleaks' own rules are not built in; give their file as the default (--default-rules)"
+            )
             raise RuleFileError(path, [f"{name} line {line}: {what}"])
         target = default
     if os.path.realpath(target) in here:
@@ -160,7 +162,10 @@ class _Reader:
         found = {rule.id: rule for rule in reversed(rules)}
         for rule in rules:
             if rule.id and found[rule.id] is not rule:
-                self._wrong(("rules", next(i for i, one in enumerate(rules) if one is rule)), f"a second rule with the id {rule.id!r}")
+                self._wrong(
+                    ("rules", next(i for i, one in enumerate(rules) if one is rule)),
+                    f"a second rule with the id {rule.id!r}",
+                )
         everywhere: list[Allowlist] = []
         targeted: dict[str, list[Allowlist]] = {}
         for table in self._allow_tables(top):

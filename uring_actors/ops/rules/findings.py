@@ -24,8 +24,8 @@ RULES_SCHEMA = pa.schema(
         pa.field("tags", pa.dictionary(pa.int32(), pa.string()), nullable=False),
     ]
 )
-"""``pattern`` and ``rule`` are the rule's id. ``fingerprint`` is ``path:rule:line`` (line 0 for a path), null where the
-line is not known. ``tags`` are joined by commas."""
+"""``pattern`` and ``rule`` are the rule's id. ``fingerprint`` is ``path:rule:line`` (line 0 for a path), null where
+the line is not known. ``tags`` are joined by commas."""
 
 
 class Finding(NamedTuple):
@@ -49,9 +49,7 @@ class Finding(NamedTuple):
 class FindingBatches:
     """Collects findings, and yields batches of at most ``max_rows`` rows and about ``max_bytes`` of matches."""
 
-    def __init__(
-        self, rules: Sequence[Rule], *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_MATCH_BYTES
-    ) -> None:
+    def __init__(self, rules: Sequence[Rule], *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_MATCH_BYTES) -> None:
         self._rules = [rule.id for rule in rules]
         self._ids = pa.array(self._rules, pa.string())
         self._descriptions = pa.array([rule.description for rule in rules], pa.string())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import re2
+from numpy.typing import NDArray
 
 from uring_actors.ops.match.window import Window
 from uring_actors.ops.rules.rules import Allowlist, Rule
@@ -24,6 +25,7 @@ LINE_REACH = 64 << 10
 """Bytes before a match, and after it, that are looked at for its line."""
 
 _FIRST_REACH = 256
+_FEW = 1 << 16
 
 Test = Callable[[bytes], bool]
 
@@ -166,20 +168,20 @@ def shannon(secret: bytes) -> float:
 
     Every byte that is not UTF-8 counts as the one character U+FFFD.
     """
-    if secret.isascii():
-        codes = np.frombuffer(secret, np.uint8)
-    else:
+    codes: NDArray[Any] = np.frombuffer(secret, np.uint8)
+    if not secret.isascii():
         text = secret.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass")
         codes = np.frombuffer(text, np.uint32)
         codes = np.where((codes >= 0xDC80) & (codes <= 0xDCFF), 0xFFFD, codes)
-        codes = np.unique(codes, return_inverse=True)[1]
+        if len(codes) < _FEW:  # else an array of all code points is nothing
+            codes = np.unique(codes, return_inverse=True)[1]
     counts = np.bincount(codes)
     shares = counts[counts > 0] / max(1, len(secret))
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def line_of(window: Window, start: int, end: int, match: bytes) -> bytes:
-    """The lines that the match without its outer newlines lies in, from LINE_REACH bytes before to LINE_REACH after."""
+    """The lines that the match, without its outer newlines, lies in; LINE_REACH bytes of them on each side at most."""
     start, end = end - len(match.lstrip(b"\n")), start + len(match.rstrip(b"\n"))
     if end < start:  # nothing but newlines
         return b""
@@ -192,4 +194,3 @@ def line_of(window: Window, start: int, end: int, match: bytes) -> bytes:
         if reach >= LINE_REACH or ((first >= 0 or low == 0) and (last >= 0 or high == window.size)):
             return text[first + 1 : last if last >= 0 else len(text)]
         reach = min(LINE_REACH, 8 * reach)
-

@@ -85,7 +85,7 @@ class FindingSink:
 
     def add(self, entry: FileEntry, rows: Rows, window: Window) -> list[pa.RecordBatch]:
         file = self._file(entry)
-        data = memoryview(rows.data)
+        data = rows.data.data
         offsets = rows.offsets.tolist()
         places = zip(
             rows.pattern.tolist(),
@@ -159,7 +159,9 @@ class FindingSink:
         return [
             f
             for f in found
-            if not (self._generic[f.rule] and any(f.secret in secret for secret in particular.get(f.fingerprint_line, ())))
+            if not (
+                self._generic[f.rule] and any(f.secret in secret for secret in particular.get(f.fingerprint_line, ()))
+            )
         ]
 
     def _fail(self, entry: FileEntry, which: int, start: int, error: ReadFailed | Changed) -> None:

@@ -54,8 +54,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """A rule file. ``plans`` are those of the rules that have a regular expression, in their order (``searched``), then
-    those of the distinct keywords, in the order of ``keywords``."""
+    """A rule file. ``plans`` are those of the rules that have a regular expression, in their order (``searched``),
+    then those of the distinct keywords, in the order of ``keywords``."""
 
     rules: tuple[Rule, ...]
     allowlists: tuple[Allowlist, ...]
