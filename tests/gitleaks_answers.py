@@ -44,7 +44,9 @@ Answer = tuple[str, str, int, str, float]
 def recorded() -> tuple[dict[str, str], list[Answer]]:
     """The files' texts by path, and the findings."""
     record = json.loads(gzip.decompress(RECORD.read_bytes()))
-    return record["files"], [(path, rule, line, secret, entropy) for path, rule, line, secret, entropy in record["found"]]
+    return record["files"], [
+        (path, rule, line, secret, entropy) for path, rule, line, secret, entropy in record["found"]
+    ]
 
 
 def write_files(files: dict[str, str], directory: Path) -> None:
@@ -64,7 +66,16 @@ def main(gitleaks: str) -> None:
         directory = Path(name) / "files"
         write_files(files, directory)
         report = Path(name) / "report.json"
-        options = ["--max-decode-depth", "0", "--exit-code", "0", "--report-format", "json", "--report-path", str(report)]
+        options = [
+            "--max-decode-depth",
+            "0",
+            "--exit-code",
+            "0",
+            "--report-format",
+            "json",
+            "--report-path",
+            str(report),
+        ]
         subprocess.run([gitleaks, "dir", ".", "--config", str(RULES), *options], cwd=directory, check=True)
         keys = ("File", "RuleID", "StartLine", "Secret", "Entropy")
         found = sorted([finding[key] for key in keys] for finding in json.loads(report.read_text()))

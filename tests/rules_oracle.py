@@ -69,13 +69,14 @@ def match_allowed(allow: dict[str, Any], path: bytes, match: bytes, secret: byte
 def findings(document: str, path: bytes, data: bytes) -> list[Found]:
     """In order."""
     config = tomllib.loads(document)
-    everywhere = lists_of(config)
+    everywhere = [allow for allow in lists_of(config) if not allow.get("targetRules")]
     found: list[tuple[int, int, Found]] = []
     folded = data.lower()
     if not data or any(path_allowed(allow, path) for allow in everywhere):
         return []
     for number, rule in enumerate(config["rules"]):
-        allows = everywhere + lists_of(rule)
+        targeted = [allow for allow in lists_of(config) if rule["id"] in allow.get("targetRules", [])]
+        allows = everywhere + lists_of(rule) + targeted
         if any(path_allowed(allow, path) for allow in allows):
             continue
         keywords = [word.encode().lower() for word in rule.get("keywords", [])]

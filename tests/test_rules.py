@@ -408,6 +408,7 @@ url = "https"
     assert problems(tmp_path, text) == [
         "r.toml line 2: unknown key 'colour' in a rule file",
         "r.toml line 7: entropy must be a number",
+        "r.toml line 8: rule 'a': an empty keyword",
         "r.toml line 9: rule 'a': an empty keyword",
         "r.toml line 10: rule 'a': its regex has no group 1",
         "r.toml line 12: condition is 'XOR'; it must be AND or OR",
@@ -442,7 +443,7 @@ def test_expressions_that_cannot_run(tmp_path: Path) -> None:
         ("[[rules]]\nid = 'a'\n", "line 1: rule 'a' has neither a regex nor a path"),
         (RULE + "skipReport = true", "line 4: rule 'a': skipReport is not supported"),
         (RULE + "[rules.allowlist]\npaths = ['x']\n[[rules.allowlists]]\npaths = ['x']\n", "can't stand beside"),
-        (RULE + "[allowlist]\nstopwords = [1]", "line 5: stopwords must be an array of strings"),
+        (RULE + "[allowlist]\npaths = ['x']\nstopwords = [1]", "line 6: stopwords must be an array of strings"),
         (RULE + "[[allowlists]]\ntargetRules = ['b']\npaths = ['x']", "line 5: there is no rule 'b'"),
         (RULE + f"keywords = ['{'k' * 1025}']", "line 4: rule 'a': a keyword of more than 1024 bytes"),
         (RULE + "[extend]\nuseDefault = true", "line 4: useDefault: gitleaks' own rules are not built in"),
@@ -465,7 +466,9 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_keys_in_any_case_and_either_spelling(tmp_path: Path) -> None:
-    rules = load(tmp_path, "[[Rules]]\nID = 'a'\nRegex = '(x)'\nSECRETGROUP = 1\n[rules.allowList]\nstopWords = ['q']\n")
+    rules = load(
+        tmp_path, "[[Rules]]\nID = 'a'\nRegex = '(x)'\nSECRETGROUP = 1\n[Rules.allowList]\nstopWords = ['q']\n"
+    )
     assert rules.rules[0].secret_group == 1
     assert rules.rules[0].allowlists == (Allowlist(stopwords=("q",)),)
 

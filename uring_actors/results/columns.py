@@ -31,6 +31,6 @@ def numbers(column: pa.Array, unknown: str) -> pa.Array:
 
 def mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
     """``change`` of each distinct value, in the values' places."""
-    encoded = column.dictionary_encode()
+    encoded = column.dictionary_encode(null_encoding="encode")
     changed = [change(value) for value in encoded.dictionary.to_pylist()]
     return pa.array(changed, pa.large_binary()).take(encoded.indices)

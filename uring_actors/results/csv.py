@@ -1,8 +1,8 @@
 """Rows as CSV (RFC 4180), so that any bytes come back.
 
 A column of bytes becomes two, ``path`` and ``path_base64``. Bytes that are UTF-8 without control characters other
-than tab, newline and carriage return stand in the first as text; others in the second, the first being empty. Fields are
-quoted where they must be; a field may hold newlines. Null is the empty field.
+than tab, newline and carriage return stand in the first as text; others in the second, the first being empty.
+Fields are quoted where they must be; a field may hold newlines. Null is the empty field.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def shannon(secret: bytes) -> float:
 
 
 def line_of(window: Window, start: int, end: int, match: bytes) -> bytes:
-    """The lines that the match, without its outer newlines, lies in; LINE_REACH bytes of them on each side at most."""
+    """The lines that the match (without its outer newlines) lies in; LINE_REACH bytes on each side at most."""
     start, end = end - len(match.lstrip(b"\n")), start + len(match.rstrip(b"\n"))
     if end < start:  # nothing but newlines
         return b""
