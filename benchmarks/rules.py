@@ -1,4 +1,4 @@
-"""(f) gitleaks' own rules on one big text file, against Hyperscan with the same expressions over the bytes in memory."""
+"""(f) gitleaks' rules on one big text file, against Hyperscan with the same expressions over the bytes in memory."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ def numbers(column: pa.Array, unknown: str) -> pa.Array:
 
 def mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
     """``change`` of each distinct value, in the values' places."""
-    encoded = column.dictionary_encode(null_encoding="encode")
+    coded = pa.types.is_dictionary(column.type)
+    encoded = column.fill_null("") if coded else column.dictionary_encode(null_encoding="encode")
     changed = [change(value) for value in encoded.dictionary.to_pylist()]
     return pa.array(changed, pa.large_binary()).take(encoded.indices)
