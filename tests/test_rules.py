@@ -26,9 +26,8 @@ from uring_actors.ops.match.planset import PlanSet
 from uring_actors.ops.match.settle import FileSettler
 from uring_actors.ops.rules import judge
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
-from uring_actors.ops.rules.operation import FindingSink, RuleScan
+from uring_actors.ops.rules.operation import Findings, RuleScan
 from uring_actors.ops.rules.rules import Allowlist, Rule, Rules
-from uring_actors.plan import FileEntry
 
 EVERYTHING = r"""
 [[allowlists]]
@@ -171,8 +170,7 @@ class Drive:
         self.confirmer = Confirmer(self.plans)
 
     def __call__(self, path: bytes, data: bytes, payload: int, seed: int) -> list[Row]:
-        entry = FileEntry(id=0, path=path, size=len(data), device=0, inode=0)
-        sink = FindingSink(self.rules)
+        report = Findings(self.rules)
         settler = FileSettler(self.plans, len(data), lambda: Memory(data))
         order = list(enumerate(range(0, len(data), payload)))
         random.Random(seed).shuffle(order)
@@ -181,7 +179,7 @@ class Drive:
             lead = 1 if start else 0
             text = memoryview(data)[start - lead : stop + self.plans.halo]
             hits = self.engine.scan(text, self.scratch)
-            sink.seen(entry, {index for index, _ in hits if index in self.plans.once})
+            report.seen(0, {index for index, _ in hits if index in self.plans.once})
             rest = [(index, end - lead) for index, end in hits if index not in self.plans.once]
             extent = self.confirmer.confirm(
                 text,
@@ -194,12 +192,13 @@ class Drive:
             )
             for part in settler.add(number, extent, text, start - lead):
                 with settler.window.lent(text, start - lead):
-                    sink.add(entry, part.rows, settler.window)
-        batches = [*sink.close(entry, settler.window), *sink.flush()]
+                    assert report.add(0, path, part.rows, 0, settler.window)
+        report.end(0, path, opened=True)
+        batches = report.take(everything=True)
         settler.close()
-        assert sink.failures() == []
+        assert report.take_failures() == []
         table = pa.Table.from_batches(batches, RULES_SCHEMA)
-        assert sink.matches == table.num_rows
+        assert report.matches == table.num_rows
         return [row for _, row in rows_of(table)]
 
 
@@ -289,18 +288,17 @@ def test_a_line_longer_than_is_looked_at(everything: Rules) -> None:
 def test_a_file_that_changes_is_a_failure(everything: Rules) -> None:
     drive = Drive(everything)
     data = b"tok_abcd12 "
-    entry = FileEntry(id=0, path=b"f", size=len(data), device=0, inode=0)
     settler = FileSettler(drive.plans, len(data), lambda: Memory(b"#" * len(data)))
     extent = drive.confirmer.confirm(
         data, at=0, payload=len(data), after=0, offset=0, patterns=np.array([0], np.int32), ends=np.array([10])
     )
-    sink = FindingSink(everything)
+    report = Findings(everything)
     [part] = settler.add(0, extent)
-    sink.add(entry, part.rows, settler.window)  # not lent: it is read again
-    [failure] = sink.failures()
+    report.add(0, b"f", part.rows, 0, settler.window)  # not lent: it is read again
+    [failure] = report.take_failures()
     assert (failure.path, failure.offset) == (b"f", 0)
     assert "'token'" in failure.message
-    assert sink.failures() == []
+    assert report.take_failures() == []
     settler.close()
 
 
@@ -343,6 +341,8 @@ def test_rules_made_in_python(tmp_path: Path) -> None:
 def test_rules_stand_alone(everything: Rules, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="stand alone"):
         ua.scan(tmp_path, rules=everything, patterns=["x"])
+    with pytest.raises(OptionError, match="not counted"):
+        ua.scan(tmp_path, rules=everything, report="count")
     with pytest.raises(OptionError, match="stand alone"):
         ua.scan(tmp_path, rules=everything, operation="nop")
 

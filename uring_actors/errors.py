@@ -5,6 +5,7 @@
     ├── PatternError (also ValueError)    a pattern is invalid; points into it
     │   └── PatternErrors                 several are; has them all
     ├── RuleFileError (also ValueError)   a rule file is wrong; has every problem, with its line
+    ├── OperationError                    a user operation can't be compiled, or failed on a file
     ├── InputError                        a path given by the caller can't be scanned at all
     ├── ArenaError                        shared memory can't be created, or what was attached is not ours
     └── PipelineError                     the running pipeline
@@ -158,6 +159,15 @@ class RuleFileError(UringActorsError, ValueError):
     def __str__(self) -> str:
         rest = len(self.problems) - self.SHOWN
         return "\n".join([*self.problems[: self.SHOWN], *([f"and {rest} more problems"] if rest > 0 else [])])
+
+
+class OperationError(UringActorsError):
+    """A user operation can't be compiled, or one of its functions failed. ``operation`` is its name."""
+
+    def __init__(self, operation: str, reason: str, **fields: Any) -> None:
+        super().__init__(f"operation {operation!r}: {reason}", **fields)
+        self.operation = operation
+        self.reason = reason
 
 
 class InputError(UringActorsError):

@@ -6,7 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from uring_actors.megakernel import cuda
 from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.parts import device_plans
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.rules.rules import Rules
@@ -45,13 +47,19 @@ def patterns(
     return found
 
 
-def explain(wanted: list[Pattern] | Rules, *, everything: bool = False) -> str:
-    """How each pattern will be run; of many patterns only how many are run how, and the ones that are slow.
+def explain(wanted: list[Pattern] | Rules, backend: str, *, everything: bool = False) -> str:
+    """How each pattern will be run by the kernel of ``backend`` ("cpu" or "cuda"; "auto": what this machine has). Of
+    many patterns only how many are run how, and the ones that are slow.
 
     Raises:
         PatternError: one is invalid, or can match nothing.
     """
-    plans = wanted.plans if isinstance(wanted, Rules) else compile_patterns(wanted)
+    if isinstance(wanted, Rules):  # they run on the CPU
+        plans = wanted.plans
+    else:
+        plans = compile_patterns(wanted)
+        if backend == "cuda" or (backend == "auto" and cuda.looks_possible() and cuda.unavailable() is None):
+            plans, _ = device_plans(plans)
     if everything or len(plans) <= EXPLAINED:
         return "\n\n".join(map(_plan_in_words, plans))
     return _summary(plans)
@@ -65,7 +73,7 @@ def _summary(plans: Sequence[PatternPlan]) -> str:
         lines.append(f"  keywords   {keywords}")
     searched = [plan for plan in plans if plan.candidate is not None]
     lines.append(f"  widest     {max((plan.candidate_max for plan in searched), default=0)} bytes in a slot")
-    alone = [plan for plan in plans if plan.candidate is None]
+    alone = [plan for plan in plans if plan.candidate is None and plan.kind is not Kind.PART]
     lines += [f"  RE2 alone  {printable(plan.name.encode()).decode()}: {plan.reason}" for plan in alone[:EXPLAINED]]
     if len(alone) > EXPLAINED:
         lines.append(f"  and {len(alone) - EXPLAINED} more that RE2 searches for alone")

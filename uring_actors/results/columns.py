@@ -29,9 +29,16 @@ def numbers(column: pa.Array, unknown: str) -> pa.Array:
     return pc.fill_null(column.cast(pa.large_string()), unknown)
 
 
+def number_lists(column: pa.Array) -> pa.Array:
+    """The numbers of each list (none of them null), with commas between them."""
+    size, values = column.type.list_size, column.flatten().cast(pa.string())
+    ends = pa.array(range(0, (len(column) + 1) * size, size), pa.int32())
+    return pc.binary_join(pa.ListArray.from_arrays(ends, values), ",")
+
+
 def mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
     """``change`` of each distinct value, in the values' places."""
     coded = pa.types.is_dictionary(column.type)
-    encoded = column.fill_null("") if coded else column.dictionary_encode(null_encoding="encode")
+    encoded = column if coded else column.dictionary_encode(null_encoding="encode")
     changed = [change(value) for value in encoded.dictionary.to_pylist()]
     return pa.array(changed, pa.large_binary()).take(encoded.indices)

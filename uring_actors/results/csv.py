@@ -2,7 +2,8 @@
 
 A column of bytes becomes two, ``path`` and ``path_base64``. Bytes that are UTF-8 without control characters other
 than tab, newline and carriage return stand in the first as text; others in the second, the first being empty.
-Fields are quoted where they must be; a field may hold newlines. Null is the empty field.
+Fields are quoted where they must be; a field may hold newlines. A list of numbers is one quoted field,
+with commas between them. Null is the empty field.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from uring_actors.results.columns import is_number, joined, mapped, numbers
+from uring_actors.results.columns import is_number, joined, mapped, number_lists, numbers
 
 _CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f]")
 _QUOTED = re.compile(rb'[",\r\n]')
@@ -41,6 +42,8 @@ def csv_lines(batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
 def _fields(column: pa.Array) -> list[pa.Array]:
     if is_number(column.type):
         return [numbers(column, "")]
+    if pa.types.is_fixed_size_list(column.type):
+        return [joined(b'"', number_lists(column), b'"')]
     if _is_bytes(column.type):
         return [mapped(column, _as_text), mapped(column, _as_base64)]
     return [mapped(column, lambda text: _quoted((text or "").encode()))]

@@ -1,7 +1,7 @@
 """Record batches as bytes on a stream: ``text``, ``jsonl``, ``csv``, ``arrow`` and ``parquet``.
 
 Rows are those of one schema: matches, or what another operation yields (columns of binary, strings and
-numbers).
+numbers, lists of as many numbers in every row).
 
 **text** is for people and for ``cut``: one row a line, ``path:line:column:match``, a rule's findings as
 ``path:line:column:rule:secret``, or all columns for rows that are neither. A line or column that is
@@ -41,7 +41,7 @@ import pyarrow.compute as pc
 
 from uring_actors.config import FORMATS
 from uring_actors.errors import OptionError, UringActorsError
-from uring_actors.results.columns import is_number, joined, mapped, numbers
+from uring_actors.results.columns import is_number, joined, mapped, number_lists, numbers
 from uring_actors.results.csv import csv_header, csv_lines
 from uring_actors.results.schema import MATCH_SCHEMA
 
@@ -217,6 +217,8 @@ def _text_lines(batch: pa.RecordBatch, names: Sequence[str], terminal: bool) -> 
 def _text(column: pa.Array, terminal: bool) -> pa.Array:
     if is_number(column.type):
         return numbers(column, "?")
+    if pa.types.is_fixed_size_list(column.type):
+        return number_lists(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     column = column.cast(pa.large_binary())
@@ -263,6 +265,8 @@ def _json_member(name: str, column: pa.Array) -> list[pa.Array | bytes]:
     quoted = f'"{name}": '.encode()
     if is_number(column.type):
         return [quoted, numbers(column, "null")]
+    if pa.types.is_fixed_size_list(column.type):
+        return [quoted, b"[", number_lists(column), b"]"]
     return [quoted, mapped(column, _json_string)]
 
 

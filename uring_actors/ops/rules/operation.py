@@ -15,14 +15,13 @@ import pyarrow as pa
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel.cpu import Worker
-from uring_actors.ops.base import Settler
+from uring_actors.ops.base import NotOnDevice, Operation, Settler
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.window import ReadFailed, Window
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
 from uring_actors.ops.rules.judge import Changed, CompiledRule
 from uring_actors.ops.rules.rules import Rule, Rules, fold_keyword
-from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
 
@@ -34,8 +33,11 @@ class RuleScan:
 
     opcode = abi.OP_SCAN_MATCH
     lead = True
-    on_gpu = False
     schema = RULES_SCHEMA
+    automata = None
+    device_functions = ()
+    parameter = 0
+    notes = ()
 
     def __reduce__(self) -> tuple[type[RuleScan], tuple[Rules]]:
         return type(self), (self.rules,)
@@ -52,7 +54,13 @@ class RuleScan:
         return self._match.make_worker(arena)
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
-        return self._match.settler(arena, payload, FindingSink(self.rules))
+        return self._match.settler(arena, payload, Findings(self.rules))
+
+    def on_device(self, *, insist: bool) -> Operation:
+        raise NotOnDevice("rule files are for the CPU kernel")
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        return self._match.result_bytes(slot_bytes)
 
 
 class _File:
@@ -67,8 +75,8 @@ class _File:
         """By rule, where it has been asked: whether the rule looks into this file."""
 
 
-class FindingSink:
-    """Where MATCH's rows go (``match.operation.Sink``)."""
+class Findings:
+    """What becomes of MATCH's rows (``match.reports.Report``)."""
 
     def __init__(self, rules: Rules) -> None:
         self.matches = 0
@@ -81,10 +89,11 @@ class FindingSink:
         self._generic = [_is_generic(rule) for rule in rules.rules]
         self._batches = FindingBatches(rules.rules)
         self._files: dict[int, _File] = {}
+        self._ready: list[pa.RecordBatch] = []
         self._failures: list[Failure] = []
 
-    def add(self, entry: FileEntry, rows: Rows, window: Window) -> list[pa.RecordBatch]:
-        file = self._file(entry)
+    def add(self, number: int, path: bytes, rows: Rows, decided: int, window: Window) -> bool:
+        file = self._file(number)
         data = rows.data.data
         offsets = rows.offsets.tolist()
         places = zip(
@@ -102,43 +111,48 @@ class FindingSink:
                 file.keywords.add(plan)
                 continue
             which = self._searched[plan]
-            if not self._wants(file, which, entry.path):
+            if not self._wants(file, which, path):
                 continue
             match = bytes(data[low:high])
             try:
-                verdict = self._rules[which].judge(entry.path, window, start, end, match)
+                verdict = self._rules[which].judge(path, window, start, end, match)
             except (ReadFailed, Changed) as error:
-                self._fail(entry, which, start, error)
+                self._fail(path, which, start, error)
                 continue
             if verdict is not None:
                 file.findings.append(Finding(start, which, end, line, column, match, *verdict))
-        return []
+        return True
 
-    def seen(self, entry: FileEntry, which: set[int]) -> None:
-        self._file(entry).keywords |= which
+    def seen(self, number: int, which: set[int]) -> None:
+        self._file(number).keywords |= which
 
-    def close(self, entry: FileEntry, window: Window) -> list[pa.RecordBatch]:
-        file = self._files.pop(entry.id, None) or _File()
+    def end(self, number: int, path: bytes, *, opened: bool) -> None:
+        file = self._files.pop(number, None)
+        if file is None:  # it is empty, or was never opened
+            return
         found = [f for f in file.findings if self._counts(file, f.rule)]
         if any(self._generic[f.rule] for f in found):
             found = self._without_echoes(found)
         found.sort(key=lambda f: f[:2])
-        paths = [k for k in self._paths if self._counts(file, k) and self._wants(file, k, entry.path)]
+        paths = [k for k in self._paths if self._counts(file, k) and self._wants(file, k, path)]
         found[:0] = [Finding(0, k, 0, 0, 0, b"", b"", 0.0) for k in paths]
         self.matches += len(found)
-        return list(self._batches.add(entry.path, found))
+        self._ready.extend(self._batches.add(path, found))
 
-    def flush(self) -> list[pa.RecordBatch]:
-        return list(self._batches.flush())
+    def take(self, *, everything: bool) -> list[pa.RecordBatch]:
+        if everything:
+            self._ready.extend(self._batches.flush())
+        ready, self._ready = self._ready, []
+        return ready
 
-    def failures(self) -> list[Failure]:
+    def take_failures(self) -> list[Failure]:
         failures, self._failures = self._failures, []
         return failures
 
-    def _file(self, entry: FileEntry) -> _File:
-        file = self._files.get(entry.id)
+    def _file(self, number: int) -> _File:
+        file = self._files.get(number)
         if file is None:
-            file = self._files[entry.id] = _File()
+            file = self._files[number] = _File()
         return file
 
     def _wants(self, file: _File, which: int, path: bytes) -> bool:
@@ -164,12 +178,12 @@ class FindingSink:
             )
         ]
 
-    def _fail(self, entry: FileEntry, which: int, start: int, error: ReadFailed | Changed) -> None:
+    def _fail(self, path: bytes, which: int, start: int, error: ReadFailed | Changed) -> None:
         rule = self._rules[which].rule.id
         why = error.message if isinstance(error, ReadFailed) else "the file changed while it was scanned"
         number = error.errno if isinstance(error, ReadFailed) else None
         message = f"a match of rule {rule!r} could not be judged: {why}"
-        self._failures.append(Failure(entry.path, message, errno=number, offset=start))
+        self._failures.append(Failure(path, message, errno=number, offset=start))
 
 
 def _is_generic(rule: Rule) -> bool:
