@@ -19,6 +19,7 @@ from tests import gitleaks_answers, rules_oracle
 from tests.extents import Memory
 from tests.rule_words import Maker
 from uring_actors.errors import OptionError, RuleFileError
+from uring_actors.ops.base import NotOnDevice
 from uring_actors.ops.match import engine as engines
 from uring_actors.ops.match.confirm import Confirmer
 from uring_actors.ops.match.engine import Engine
@@ -326,6 +327,8 @@ def test_batches_are_bounded() -> None:
 def test_rules_pickle(everything: Rules) -> None:
     operation = RuleScan(everything)
     assert operation.halo > 1
+    with pytest.raises(NotOnDevice, match="CPU kernel"):
+        operation.on_device(insist=True)
     again = pickle.loads(pickle.dumps(operation))
     assert again.rules == everything
     assert len(pickle.dumps(RuleScan(Rules.load(gitleaks_answers.RULES)))) < 1 << 20
