@@ -106,7 +106,11 @@ class Match:
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         names = [plan.name for plan in self.plans]
-        report = make_report(self.report, names, self.max_count)
+        return self.settler(arena, payload, make_report(self.report, names, self.max_count))
+
+    def settler(self, arena: Arena, payload: int, report: Report) -> Settler:
+        """A settler whose rows go to ``report``."""
+        names = [plan.name for plan in self.plans]
         return MatchSettler(arena, self.plan_set, names, payload, self._overflowed(arena), report)
 
     def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
@@ -251,7 +255,8 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                more = self._emit(file, file.settler.add(extent, result, *self._text(row)))
+                text = self._text(row)
+                more = self._emit(file, file.settler.add(extent, result, *text), *text)
             file.left -= 1
         if not more and file.left > 0:
             self._stopped.add(file.entry.id)
@@ -262,6 +267,7 @@ class MatchSettler:
             file.settler.close()
             del self._open[file.entry.id]
             self._report.end(file.entry.id, file.entry.path, opened=opened)
+            self.failures.extend(self._report.take_failures())
             self.files += 1
 
     def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
@@ -277,7 +283,7 @@ class MatchSettler:
             self._shrunk(file, extent, row)
             if extent > file.cut or row[ring.COLUMN_PAYLOAD_BYTES] == 0:
                 return None
-        return self._confirm(start, row)
+        return self._confirm(file.entry, start, row)
 
     def _stop(self, file: _OpenFile, start: int) -> int:
         return min(start + self._payload, file.entry.size)
@@ -290,7 +296,7 @@ class MatchSettler:
         if extent < file.cut:
             file.cut, file.cut_failure = extent, read_failure(file.entry, row)
 
-    def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
+    def _confirm(self, entry: FileEntry, start: int, row: list[int]) -> ExtentMatches:
         base = self._data + row[ring.COLUMN_DATA_SLOT] * self._slot_bytes
         slot = self._view[base : base + self._slot_bytes]
         at, payload, after = (row[k] for k in _SHAPE)
@@ -298,6 +304,9 @@ class MatchSettler:
         count = row[ring.COLUMN_HIT_COUNT]
         if 0 < count <= FEW and not row[ring.COLUMN_OVERFLOW] and not self._plans.in_slot:
             found = self._counted_hits(row[ring.COLUMN_DATA_SLOT], count, base + at)
+            if once := self._plans.once_set:
+                self._report.seen(entry.id, {hit[0] for hit in found} & once)
+                found = [hit for hit in found if hit[0] not in once]
             return self._confirmer.confirm_few(
                 slot,
                 at=at,
@@ -315,6 +324,10 @@ class MatchSettler:
             )
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
+            if len(self._plans.once):
+                seen = np.isin(patterns, self._plans.once)
+                self._report.seen(entry.id, set(patterns[seen].tolist()))
+                patterns, ends = patterns[~seen], ends[~seen]
         return self._confirmer.confirm(
             slot,
             at=at,
@@ -348,8 +361,9 @@ class MatchSettler:
         block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
         return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
 
-    def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
-        """Whether more of this file is wanted."""
+    def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> bool:
+        """Whether more of this file is wanted. ``text``: the slot's bytes, from ``base`` on."""
+        entry, window = file.entry, file.settler.window
         for k, part in enumerate(settled):
             for fault in part.faults:
                 which = "" if fault.pattern is None else f" (pattern {self._names[fault.pattern]!r})"
@@ -358,6 +372,7 @@ class MatchSettler:
                 )
             # Of several extents settled at once only the last says what is decided: rows of the others may wait.
             decided = file.settler.decided if k == len(settled) - 1 else 0
-            if not self._report.add(file.entry.id, file.entry.path, part.rows, decided):
-                return False
+            with window.lent(text, base):
+                if not self._report.add(entry.id, entry.path, part.rows, decided, window):
+                    return False
         return True
