@@ -125,6 +125,10 @@ class FileBatch(Sequence[FileEntry]):
             int(self.inodes[at]) & _ALL_BITS,
         )
 
+    def entry(self, number: int) -> FileEntry:
+        """The file with the id ``number``, which is in the batch."""
+        return self[int(np.searchsorted(self.ids, number))]
+
     def path(self, at: int) -> bytes:
         """Of row ``at``, which is not negative."""
         return self.paths[int(self.ends[at - 1]) if at else 0 : int(self.ends[at]) - 1]

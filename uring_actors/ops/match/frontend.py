@@ -36,6 +36,8 @@ WORTHWHILE = 2.0
 MOST_ALIVE = 16384
 """Bytes of the longest expression of beginnings that is kept."""
 
+_FIXED = "fixed bytes"
+
 
 def compile_re2(plan: PatternPlan) -> Any:
     """google-re2's compiled pattern: the judge of what matches."""
@@ -59,6 +61,8 @@ def _plan(index: int, pattern: Pattern, max_halo: int) -> PatternPlan:
     given = pattern.pattern if isinstance(pattern, Regex) else pattern.text
     if isinstance(pattern, Literal) and not pattern.text:
         raise PatternError("an empty literal is everywhere", pattern=given)
+    if isinstance(pattern, Literal) and not pattern.ignore_case and len(pattern.content) < max_halo:
+        return _literal_plan(index, pattern)
     source = pattern.source()
     try:
         tree = _parsed(source)
@@ -88,6 +92,28 @@ def _plan(index: int, pattern: Pattern, max_halo: int) -> PatternPlan:
         candidate_max=choice.width[1],
         alive=None if choice.kind.confirmed_in_slot else analysis.alive(),
         reason=choice.reason,
+    )
+
+
+def _literal_plan(index: int, literal: Literal) -> PatternPlan:
+    """What the analysis gives for fixed bytes, without it: there may be tens of thousands."""
+    content = literal.content
+    source = literal.source()
+    return PatternPlan(
+        index=index,
+        name=literal.label,
+        kind=Kind.LITERAL,
+        source=_shown(literal.text),
+        re2=source.re2,
+        latin1=source.latin1,
+        min_width=len(content),
+        max_width=len(content),
+        literal=content,
+        candidate=low.spell_word(content),
+        candidate_min=len(content),
+        candidate_max=len(content),
+        alive=None,
+        reason=_FIXED,
     )
 
 
@@ -146,7 +172,7 @@ class _Analysis:
             reason = f"nested more than {low.MOST_DEPTH} deep: RE2 searches alone"
             return _Choice(Kind.SLOT, reason, width=(least, most))
         if self.literal is not None:
-            return _Choice(Kind.LITERAL, "fixed bytes", low.spell(self.exact), (least, most))
+            return _Choice(Kind.LITERAL, _FIXED, low.spell(self.exact), (least, most))
         wide = low.ends_only(low.harmless_assertions(self.wide))
         reason = f"{least} to {most} bytes wide" if least != most else f"{least} bytes wide"
         return _Choice(Kind.BOUNDED, reason, low.spell(wide), (least, most))

@@ -6,7 +6,7 @@ not read. Only settled, hence confirmed, matches come here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +23,12 @@ class Report(Protocol):
     """Batches of one schema. ``matches`` counts what was taken."""
 
     matches: int
+    every_file: bool
+    """Whether a file without a match has a row too, so that ``end`` must be called for it."""
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int) -> bool:
-        """Take rows of file ``number``; no further row of it will start before ``decided``. Whether more of this
-        file's rows are wanted."""
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int]) -> bool:
+        """Take rows of file ``number``; no further row of it will start before ``decided()``. Whether more of
+        this file's rows are wanted."""
 
     def end(self, number: int, path: bytes, *, opened: bool) -> None:
         """The file is done with (``opened``: it could be read, at least in part). Once a file."""
@@ -47,12 +49,14 @@ def make_report(kind: str, names: Sequence[str], max_count: int | None) -> Repor
 class _Rows:
     """Every match."""
 
+    every_file = False
+
     def __init__(self, names: Sequence[str]) -> None:
         self.matches = 0
         self._batches = MatchBatches(names)
         self._ready: list[pa.RecordBatch] = []
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int) -> bool:
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int]) -> bool:
         if len(rows):
             self.matches += len(rows)
             self._ready.extend(self._batches.add(path, rows))
@@ -81,12 +85,12 @@ class _FirstRows(_Rows):
         self._open: dict[int, tuple[int, Rows]] = {}
         """By file: how many rows are still wanted, and those that wait."""
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int) -> bool:
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int]) -> bool:
         left, waiting = self._open.get(number, (self._most, NO_ROWS))
         if len(rows) or len(waiting):
             rows = Rows.join([waiting, rows]) if len(waiting) else rows
             order = in_order(rows.start, rows.pattern)[:left]
-            final = int(np.searchsorted(rows.start[order], decided))
+            final = int(np.searchsorted(rows.start[order], decided()))
             super().add(number, path, _take(rows, order[:final]), decided)
             left, waiting = left - final, _take(rows, order[final:])
         self._open[number] = left, waiting
@@ -94,11 +98,13 @@ class _FirstRows(_Rows):
 
     def end(self, number: int, path: bytes, *, opened: bool) -> None:
         _, waiting = self._open.pop(number, (0, NO_ROWS))
-        super().add(number, path, waiting, 0)
+        super().add(number, path, waiting, nothing_decided)
 
 
 class _Counts:
     """How many matches each file has, at most ``most``: one row for every file that could be read, as grep -c."""
+
+    every_file = True
 
     def __init__(self, most: int | None) -> None:
         self.matches = 0
@@ -107,7 +113,7 @@ class _Counts:
         self._paths: list[bytes] = []
         self._counts: list[int] = []
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int) -> bool:
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int]) -> bool:
         count = self._open.get(number, 0) + len(rows)
         if self._most is not None:
             count = min(count, self._most)
@@ -132,11 +138,13 @@ class _Counts:
 class _Names:
     """The files that have a match; one is enough."""
 
+    every_file = False
+
     def __init__(self) -> None:
         self.matches = 0
         self._paths: list[bytes] = []
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int) -> bool:
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int]) -> bool:
         if not len(rows):
             return True
         self.matches += 1
@@ -151,6 +159,11 @@ class _Names:
             return []
         paths, self._paths = self._paths, []
         return [pa.RecordBatch.from_arrays([pa.array(paths, pa.binary())], schema=FILE_SCHEMA)]
+
+
+def nothing_decided() -> int:
+    """As ``decided``: whatever was taken may still be preceded."""
+    return 0
 
 
 def _take(rows: Rows, index: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Rows:
