@@ -18,7 +18,7 @@ from uring_actors.arena.book import BOOK_DATA, BOOK_SLOT_BYTES, BOOK_STATE, Book
 from uring_actors.arena.memory import Arena
 from uring_actors.hot import hot
 from uring_actors.loop import SLICE_NS, LoopThread
-from uring_actors.megakernel import ring
+from uring_actors.megakernel import packed, ring
 from uring_actors.megakernel.match import match
 
 IDLE: Final = -1
@@ -64,8 +64,16 @@ def sum_bytes(address: int, length: int) -> int:
 
 @hot
 def touch(book: Book, slot: int) -> None:
-    """TOUCH: read every payload byte; the result block's first value is their sum."""
+    """TOUCH: read every payload byte; the result block's first value is their sum. In a packed slot each file's
+    value is."""
     address = ring.slot_address(book, slot)
+    if packed.is_packed(address):
+        base = packed.slot_base(book, load32(address + abi.SLOT_DATA_SLOT))
+        for i in range(packed.files_of(address)):
+            entry = base + i * abi.PACKED_ENTRY_BYTES
+            text = base + load32(entry + abi.PACKED_OFFSET)
+            store64(entry + abi.PACKED_VALUE, sum_bytes(text, load32(entry + abi.PACKED_BYTES)))
+        return
     result = ring.result_address(book, load32(address + abi.SLOT_DATA_SLOT))
     total = sum_bytes(payload_address(book, slot), load32(address + abi.SLOT_PAYLOAD_BYTES))
     store32(result + abi.RESULT_COUNT, 0)

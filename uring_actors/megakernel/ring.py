@@ -182,7 +182,8 @@ COLUMN_OVERFLOW = 13
 COLUMN_VALUE = 14
 COLUMN_NEWLINES = 15
 COLUMN_LAST_NEWLINE = 16  # offset in the payload, or −1
-COLUMNS = 17
+COLUMN_FIRST_HIT = 17  # where in the result block the hits begin
+COLUMNS = 18
 
 
 @hot
@@ -216,6 +217,7 @@ def describe(book: Book, slot: int, row: Book) -> None:
     row[COLUMN_VALUE] = 0
     row[COLUMN_NEWLINES] = 0
     row[COLUMN_LAST_NEWLINE] = -1
+    row[COLUMN_FIRST_HIT] = 0
     # Only an operation that reads bytes leaves a result; the block of a NOP holds what an earlier slot left.
     if row[COLUMN_STATUS] == abi.DONE and row[COLUMN_OPCODE] != abi.OP_SCAN_NOP:
         result = result_address(book, row[COLUMN_DATA_SLOT])

@@ -3,6 +3,10 @@
 The kernel runs an operation on each slot; *settling* then makes the extents of a file into its rows, on the kernel
 host, in one thread. A settler sees every slot of the scan once, in publish order, with its data slot still in
 place.
+
+An operation with ``packs = True`` is run on packed data slots too (``megakernel/packed.py``): its compiled part looks
+for ``abi.FLAG_PACKED`` and leaves each file's result in the words of the file's entry (PACKED_HITS to PACKED_VALUE).
+Settling gets a row for each file, as ever. Small files have slots of their own for all other operations.
 """
 
 from __future__ import annotations

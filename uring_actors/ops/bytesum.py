@@ -31,6 +31,7 @@ class Nop:
     halo: int = 0
     lead: bool = False
     on_gpu: bool = True
+    packs: bool = True
 
     @property
     def schema(self) -> pa.Schema:

@@ -10,7 +10,7 @@ and leaves them all in memory of this process, so nothing is lost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -42,6 +42,9 @@ _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
 _COUNT = struct.Struct("=I")
 _HIT = struct.Struct("=IIII")
+_ENTRY = struct.Struct("=IIIII")
+"""A packed file's entry up to its number of hits."""
+_NO_HITS: Hits = np.empty((0, _HIT_WORDS), np.uint32)
 _SHAPE = (ring.COLUMN_PAYLOAD_OFFSET, ring.COLUMN_PAYLOAD_BYTES, ring.COLUMN_HALO_BYTES)
 _WHOLE = abi.FLAG_FIRST | abi.FLAG_LAST
 
@@ -59,6 +62,7 @@ class Match:
     opcode = abi.OP_SCAN_MATCH
     lead = True
     on_gpu = False
+    packs = True
 
     @classmethod
     def of(
@@ -122,8 +126,19 @@ class MatchWorker:
         first_extent = slot[abi.SLOT_FILE_OFFSET // 4] == 0 and slot[abi.SLOT_FILE_OFFSET // 4 + 1] == 0
         lead = 0 if first_extent else 1
         stop = start + slot[abi.SLOT_PAYLOAD_BYTES // 4] + slot[abi.SLOT_HALO_BYTES // 4]
+        if slot[abi.SLOT_FLAGS // 4] & abi.FLAG_PACKED:
+            self._spill[data_slot] = np.concatenate(list(self._files(data_slot, slot[abi.SLOT_FILE_ID // 4])))
+            return
         (count,) = _COUNT.unpack_from(self._view, self._results + data_slot * self._result_bytes + abi.RESULT_COUNT)
         self._spill[data_slot] = self._finder.find(self._view[start - lead : stop], lead=lead, room=count)
+
+    def _files(self, data_slot: int, count: int) -> Iterator[Hits]:
+        """The hits of each file of a packed slot, as many as its entry says."""
+        base = self._data + data_slot * self._slot_bytes
+        for entry in range(base, base + count * abi.PACKED_ENTRY_BYTES, abi.PACKED_ENTRY_BYTES):
+            _, _, offset, size, hits = _ENTRY.unpack_from(self._view, entry)
+            text = self._view[base + offset : base + offset + size]
+            yield self._finder.find(text, room=hits) if hits else _NO_HITS
 
 
 class _OpenFile:
@@ -274,8 +289,8 @@ class MatchSettler:
         at, payload, after = (row[k] for k in _SHAPE)
         newlines, newline = row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE]
         count = row[ring.COLUMN_HIT_COUNT]
-        if 0 < count <= FEW and not self._plans.in_slot:
-            found = self._counted_hits(row[ring.COLUMN_DATA_SLOT], count, base + at)
+        if 0 < count <= FEW and not self._plans.in_slot and not row[ring.COLUMN_OVERFLOW]:
+            found = self._counted_hits(row, base + at)
             return self._confirmer.confirm_few(
                 slot,
                 at=at,
@@ -288,7 +303,7 @@ class MatchSettler:
             )
         patterns = ends = None
         if count:
-            hits = self._hits(row[ring.COLUMN_DATA_SLOT], count, bool(row[ring.COLUMN_OVERFLOW]))
+            hits = self._hits(row)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
         return self._confirmer.confirm(
@@ -303,13 +318,18 @@ class MatchSettler:
             newline=newline,
         )
 
-    def _counted_hits(self, data_slot: int, count: int, text: int) -> list[Found]:
+    def _block(self, row: list[int]) -> int:
+        """Where the slot's or file's hits begin."""
+        block = self._results + row[ring.COLUMN_DATA_SLOT] * self._result_bytes + abi.RESULT_HITS
+        return block + row[ring.COLUMN_FIRST_HIT] * abi.HIT_BYTES
+
+    def _counted_hits(self, row: list[int], text: int) -> list[Found]:
         """A few hits; newlines before them are counted here where the kernel has not (the payload is at ``text``)."""
-        block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
+        block, count = self._block(row), row[ring.COLUMN_HIT_COUNT]
         hits = list(_HIT.iter_unpack(self._view[block : block + count * abi.HIT_BYTES]))
         if not hits[-1][3] & abi.HIT_COUNTED:
             count_newlines_before(self._address + text, self._address + block, count)
-            return self._counted_hits(data_slot, count, text)
+            return self._counted_hits(row, text)
         return [(pattern, end, flags & ~abi.HIT_COUNTED) for pattern, _, end, flags in hits]
 
     def _text(self, row: list[int]) -> tuple[memoryview, int]:
@@ -320,11 +340,14 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _hits(self, data_slot: int, count: int, overflow: bool) -> Hits:
-        if overflow:
-            return self._spill.pop(data_slot)
-        block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
-        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
+    def _hits(self, row: list[int]) -> Hits:
+        count, data_slot = row[ring.COLUMN_HIT_COUNT], row[ring.COLUMN_DATA_SLOT]
+        if not row[ring.COLUMN_OVERFLOW]:
+            return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
+        spilled, stop = self._spill[data_slot], row[ring.COLUMN_FIRST_HIT] + count
+        if stop == len(spilled):
+            del self._spill[data_slot]
+        return spilled[stop - count : stop]
 
     def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
         """Whether more of this file is wanted."""
