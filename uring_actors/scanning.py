@@ -23,13 +23,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from uring_actors.config import ScanOptions
+from uring_actors.config import OPERATIONS, ScanOptions
 from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, UringActorsError
 from uring_actors.node import LocalNode, Node, NodeSpec
 from uring_actors.ops.base import Operation
 from uring_actors.ops.bytesum import Nop, Touch
+from uring_actors.ops.checksum import Checksum
+from uring_actors.ops.histogram import Histogram
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.pattern import Literal, Regex
+from uring_actors.ops.user import UserOperation
 from uring_actors.plan import AnyPath, FileBatch, Listed, devices, listing
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
@@ -54,7 +57,9 @@ def scan(
 
     paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed.
     patterns: what to search for, with ``operation="match"``; a plain str is a ``Regex``.
-    operation: ``"match"``, ``"touch"`` (read every byte; rows path, bytes, sum) or ``"nop"`` (rows path, bytes).
+    operation: ``"match"``; ``"checksum"`` (rows path, bytes, crc32c); ``"histogram"`` (rows path, bytes, entropy,
+        counts; ``Histogram(block=…)``: one a block); ``"touch"`` (read every byte; rows path, bytes, sum);
+        ``"nop"`` (rows path, bytes); or one of your own, made with ``uring_actors.operation``.
     include, exclude, hidden, gitignore, max_filesize: which files of trees are scanned; see ``Selection``.
     max_count: the first so many matches of each file. report: ``"matches"``, ``"count"`` (rows path, count) or
     ``"files"`` (rows path). A file is not read beyond what these need.
@@ -92,11 +97,19 @@ def make_operation(
     if patterns is not None:
         raise OptionError(f"operation {operation!r} takes no patterns", fix="Leave them out, or use 'match'.")
     if not isinstance(operation, str):
+        if isinstance(operation, UserOperation):
+            operation.prepare()
         return operation
+    named: dict[str, Operation] = {
+        "checksum": Checksum(),
+        "histogram": Histogram(),
+        "touch": Touch(),
+        "nop": Nop(),
+    }
     try:
-        return {"touch": Touch(), "nop": Nop()}[operation]
+        return named[operation]
     except KeyError:
-        raise OptionError(f"there is no operation {operation!r}", fix="There are match, touch and nop.") from None
+        raise OptionError(f"there is no operation {operation!r}", fix=f"There are {', '.join(OPERATIONS)}.") from None
 
 
 def _start_node(spec: NodeSpec) -> Node:

@@ -84,6 +84,7 @@ SLOT_STATUS: Final = 0
 SLOT_OPCODE: Final = 4
 SLOT_TENANT: Final = 8
 SLOT_PRIORITY: Final = 12
+SLOT_REASON: Final = 12  # of a slot that became FAULT: REASON_*
 SLOT_ARGS: Final = 16
 SLOT_ARG_COUNT: Final = 12
 # a scan's arguments (args 4–15 of SPEC §3 are words 4–15)
@@ -110,6 +111,12 @@ YIELD: Final = 5
 REQUEUE: Final = 6
 FAULT: Final = 7
 
+REASON_TENANT: Final = 1  # the mask forbids its tenant
+REASON_OPCODE: Final = 2  # the kernel has no such operation
+REASON_ARGUMENT: Final = 3  # an argument is out of range, or the payload misaligned
+REASON_RESULT: Final = 4  # the result block is too small
+REASON_OPERATION: Final = 5  # the operation itself failed
+
 PRIORITY_CRITICAL: Final = 0
 PRIORITY_HIGH: Final = 1
 PRIORITY_NORMAL: Final = 2
@@ -133,6 +140,8 @@ OP_SCAN_TOUCH: Final = 0x40000001
 OP_SCAN_MATCH: Final = 0x40000002
 OP_SCAN_CRC32C: Final = 0x40000003
 OP_SCAN_HISTOGRAM: Final = 0x40000004
+OP_USER_FIRST: Final = 0x00010000  # what users register (``ops/user.py``)
+OP_USER_LAST: Final = 0x3FFFFFFF
 
 FLAG_FIRST: Final = 1  # the file's first extent
 FLAG_LAST: Final = 2  # the file's last
@@ -142,17 +151,16 @@ NO_DATA_SLOT: Final = 0xFFFFFFFF
 
 # ── a packed data slot (FLAG_PACKED): a directory at its head, then the files' bytes ─────────────────────────
 # The ring slot's file id says how many files there are, its payload bytes what they have in all. The lane writes an
-# entry; the kernel writes the results (hits … value), which the lane has left at zero.
+# entry; the kernel writes the results (from hits on), which the lane has left at zero.
 PACKED_ENTRY_BYTES: Final = 64
 PACKED_FILE_ID: Final = 0
 PACKED_ERRNO: Final = 4  # 0, or why bytes are missing
 PACKED_OFFSET: Final = 8  # of the file's bytes in the data slot; 0: the file could not be opened
 PACKED_BYTES: Final = 12
-PACKED_HITS: Final = 16  # how many, in the result block from this one on:
-PACKED_FIRST_HIT: Final = 20
+PACKED_HITS: Final = 16
+PACKED_RESULT: Final = 20  # bytes from where a result block's hits or values begin to the file's
 PACKED_NEWLINES: Final = 24
 PACKED_LAST_NEWLINE: Final = 28
-PACKED_VALUE: Final = 32  # u64
 PACKED_ENTRIES_MOST: Final = 4096
 ENODATA: Final = 61  # a status of ours: the file ended before the size that it was listed with
 ESTALE: Final = 116  # another one: the path leads to another file than the one listed
@@ -177,9 +185,10 @@ RESULT_COUNT: Final = 0
 RESULT_OVERFLOW: Final = 4  # non-zero: hits are missing, the slot must be done again on the CPU
 RESULT_NEWLINES: Final = 8
 RESULT_LAST_NEWLINE: Final = 12  # offset in the payload, or NO_NEWLINE
-RESULT_VALUES: Final = 16  # operation results: six u64
+RESULT_VALUES: Final = 16  # operation results: six u64; a reduction's states go on to the block's end
 RESULT_VALUE_COUNT: Final = 6
 RESULT_HITS: Final = 64
+USER_WORDS: Final = (PAGE - RESULT_VALUES) // 8  # of a user operation's state: what the smallest block holds
 HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known
@@ -202,6 +211,11 @@ def _pages(size: int) -> int:
 def power_of_two(count: int) -> int:
     """The smallest power of two that is at least ``count``."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def packed_entries(slot_bytes: int) -> int:
+    """How many files a packed data slot can hold: at most a sixteenth of it is directory."""
+    return min(PACKED_ENTRIES_MOST, slot_bytes // (16 * PACKED_ENTRY_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +265,8 @@ class ArenaLayout:
 
     @property
     def packed_entries(self) -> int:
-        """How many files a packed data slot can hold: a sixteenth of it is directory, at most."""
-        return min(PACKED_ENTRIES_MOST, self.slot_bytes // (16 * PACKED_ENTRY_BYTES))
+        """How many files a packed data slot can hold."""
+        return packed_entries(self.slot_bytes)
 
     @property
     def header(self) -> int:

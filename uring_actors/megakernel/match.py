@@ -129,7 +129,7 @@ def match_packed(book: Book, slot: int, parameters: Book) -> bool:
             count_newlines_before(text, hits, count)
         newlines = newlines_at(text, size)
         store32(entry + abi.PACKED_HITS, count)
-        store32(entry + abi.PACKED_FIRST_HIT, total)
+        store32(entry + abi.PACKED_RESULT, total * abi.HIT_BYTES)
         store32(entry + abi.PACKED_NEWLINES, newlines)
         store32(entry + abi.PACKED_LAST_NEWLINE, last_newline_at(text, size) if newlines else abi.NO_NEWLINE)
         total += count

@@ -8,7 +8,7 @@ packing.
 from __future__ import annotations
 
 from uring_actors.arena import abi
-from uring_actors.arena.atomics import load32, load64
+from uring_actors.arena.atomics import load32
 from uring_actors.arena.book import BOOK_DATA, BOOK_SLOT_BYTES, Book
 from uring_actors.hot import hot
 from uring_actors.megakernel import ring
@@ -47,8 +47,7 @@ def _unpack_file(entry: int, slot: Book, row: Book) -> None:
     if row[ring.COLUMN_PAYLOAD_OFFSET] == 0:
         row[ring.COLUMN_DATA_SLOT] = abi.NO_DATA_SLOT
     row[ring.COLUMN_HIT_COUNT] = load32(entry + abi.PACKED_HITS)
-    row[ring.COLUMN_FIRST_HIT] = load32(entry + abi.PACKED_FIRST_HIT)
-    row[ring.COLUMN_VALUE] = load64(entry + abi.PACKED_VALUE)
+    row[ring.COLUMN_RESULT] = load32(entry + abi.PACKED_RESULT)
     row[ring.COLUMN_NEWLINES] = load32(entry + abi.PACKED_NEWLINES)
     row[ring.COLUMN_LAST_NEWLINE] = -1
     if row[ring.COLUMN_NEWLINES] != 0:

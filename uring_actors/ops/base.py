@@ -5,8 +5,9 @@ host, in one thread. A settler sees every slot of the scan once, in publish orde
 place.
 
 An operation with ``packs = True`` is run on packed data slots too (``megakernel/packed.py``): its compiled part looks
-for ``abi.FLAG_PACKED`` and leaves each file's result in the words of the file's entry (PACKED_HITS to PACKED_VALUE).
-Settling gets a row for each file, as ever. Small files have slots of their own for all other operations.
+for ``abi.FLAG_PACKED``, works on each file by itself, and says in the file's entry where in the result block its
+results are. Settling gets a row for each file, as ever (COLUMN_RESULT has that place). For all other operations small
+files have slots of their own.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import errno_name
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
+from uring_actors.megakernel.cuda import DeviceFunction
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
+
+
+class NotOnDevice(Exception):
+    """The CUDA kernel can't run this operation; the text says why, as the end of a sentence."""
 
 
 class Settler(Protocol):
@@ -67,8 +74,27 @@ class Operation(Protocol):
         """Whether bytes must stand before the payload."""
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the CUDA kernel has it."""
+    def automata(self) -> Automata | None:
+        """What the CUDA kernel must have in its memory to run it."""
+
+    def on_device(self, *, insist: bool) -> Operation:
+        """The operation as the CUDA kernel runs it, with the same rows. Raises NotOnDevice where it has no form
+        there, or, unless ``insist``, where the CPU kernel is the better choice."""
+
+    @property
+    def device_functions(self) -> Sequence[DeviceFunction]:
+        """What the CUDA kernel must be compiled with."""
+
+    @property
+    def parameter(self) -> int:
+        """The slots' operation parameter (``abi.SLOT_OPERATION``)."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know before it starts."""
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        """What a data slot's result block must hold at least."""
 
     @property
     def schema(self) -> pa.Schema: ...
@@ -78,6 +104,15 @@ class Operation(Protocol):
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         """For one scan whose full extents have ``payload`` bytes."""
+
+
+_REASONS = {
+    abi.REASON_TENANT: "its tenant is not allowed to run",
+    abi.REASON_OPCODE: "it has no such operation",
+    abi.REASON_ARGUMENT: "an argument is out of range, or the payload is misaligned",
+    abi.REASON_RESULT: "the result block is too small",
+    abi.REASON_OPERATION: "the operation failed",
+}
 
 
 def extents(size: int, payload: int) -> int:
@@ -108,9 +143,10 @@ def read_failure(entry: FileEntry, row: Sequence[int]) -> Failure:
 
 def fault_failure(entry: FileEntry, row: Sequence[int]) -> Failure:
     """The row in ``errors`` for a slot that the kernel handed back as FAULT."""
+    reason = _REASONS.get(row[ring.COLUMN_REASON], "no reason given")
     return Failure(
         entry.path,
-        f"the kernel refused this extent (opcode {row[ring.COLUMN_OPCODE]:#x})",
+        f"the kernel refused this extent (opcode {row[ring.COLUMN_OPCODE]:#x}): {reason}",
         offset=row[ring.COLUMN_FILE_OFFSET],
         error="FAULT",
     )

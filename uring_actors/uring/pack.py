@@ -84,7 +84,7 @@ _EINTR, _EAGAIN, _ENFILE, _EMFILE = 4, 11, 23, 24
 
 # Words of an entry that only the lane uses, while it fills the slot: the kernel's results come later.
 _E_FD: Final = abi.PACKED_HITS  # of a file that was put off, and one; else 0
-_E_WANT: Final = abi.PACKED_FIRST_HIT
+_E_WANT: Final = abi.PACKED_RESULT
 
 
 @lean

@@ -10,7 +10,7 @@ and leaves them all in memory of this process, so nothing is lost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -23,8 +23,9 @@ from uring_actors.arena.book import Book
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.match import FEW, count_newlines_before
+from uring_actors.ops.base import Operation, Settler, extents, fault_failure, read_failure
 from uring_actors.ops.base import Rows as SlotRows
-from uring_actors.ops.base import Settler, extents, fault_failure, read_failure
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Found, Unread
 from uring_actors.ops.match.engine import Engine, Hits
 from uring_actors.ops.match.frontend import compile_patterns
@@ -61,7 +62,9 @@ class Match:
 
     opcode = abi.OP_SCAN_MATCH
     lead = True
-    on_gpu = False
+    device_functions = ()
+    parameter = 0
+    notes = ()
     packs = True
 
     @classmethod
@@ -87,16 +90,39 @@ class Match:
         return PlanSet(self.engine.plans)
 
     @property
+    def automata(self) -> Automata | None:
+        return None
+
+    @property
     def halo(self) -> int:
         return self.plan_set.halo
 
-    def make_worker(self, arena: Arena) -> MatchWorker:
+    def result_bytes(self, slot_bytes: int) -> int:
+        return slot_bytes // 4
+
+    def on_device(self, *, insist: bool) -> Operation:
+        from uring_actors.ops.match.device import DeviceMatch  # which settles as this module does
+
+        return DeviceMatch.from_match(self, insist=insist)
+
+    def make_worker(self, arena: Arena) -> MatchWorker | None:
         return MatchWorker(arena, self.engine, self._spill)
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         names = [plan.name for plan in self.plans]
         report = make_report(self.report, names, self.max_count)
-        return MatchSettler(arena, self.plan_set, names, payload, self._spill, report)
+        return MatchSettler(arena, self.plan_set, names, payload, self._overflowed(arena), report)
+
+    def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
+        return self._spilled
+
+    def _spilled(self, row: list[int]) -> Hits:
+        """The slot's hits, or those of the row's file where it is packed; the last one's takes them all away."""
+        data_slot, first = row[ring.COLUMN_DATA_SLOT], row[ring.COLUMN_RESULT] // abi.HIT_BYTES
+        hits, stop = self._spill[data_slot], first + row[ring.COLUMN_HIT_COUNT]
+        if stop == len(hits):
+            del self._spill[data_slot]
+        return hits[first:stop]
 
     @cached_property
     def _spill(self) -> dict[int, Hits]:
@@ -163,9 +189,10 @@ class MatchSettler:
         plans: PlanSet,
         names: Sequence[str],
         payload: int,
-        spill: dict[int, Hits],
+        overflowed: Callable[[list[int]], Hits],
         report: Report,
     ) -> None:
+        """``overflowed`` gives the hits of a slot (a row of ``ring.collect``) that said OVERFLOW."""
         self.files = 0
         self.bytes = 0
         self.failures: list[Failure] = []
@@ -178,7 +205,7 @@ class MatchSettler:
         self._candidates_only = not plans.in_slot and not plans.without_candidates
         self._names = names
         self._payload = payload
-        self._spill = spill
+        self._overflowed = overflowed
         self._confirmer = Confirmer(plans)
         self._listed: dict[int, FileBatch] = {}  # of which no extent has come yet: the batch they are in
         self._open: dict[int, _OpenFile] = {}
@@ -303,7 +330,7 @@ class MatchSettler:
             )
         patterns = ends = None
         if count:
-            hits = self._hits(row)
+            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
         return self._confirmer.confirm(
@@ -321,7 +348,7 @@ class MatchSettler:
     def _block(self, row: list[int]) -> int:
         """Where the slot's or file's hits begin."""
         block = self._results + row[ring.COLUMN_DATA_SLOT] * self._result_bytes + abi.RESULT_HITS
-        return block + row[ring.COLUMN_FIRST_HIT] * abi.HIT_BYTES
+        return block + row[ring.COLUMN_RESULT]
 
     def _counted_hits(self, row: list[int], text: int) -> list[Found]:
         """A few hits; newlines before them are counted here where the kernel has not (the payload is at ``text``)."""
@@ -341,13 +368,8 @@ class MatchSettler:
         return self._view[first - lead : stop], start - lead
 
     def _hits(self, row: list[int]) -> Hits:
-        count, data_slot = row[ring.COLUMN_HIT_COUNT], row[ring.COLUMN_DATA_SLOT]
-        if not row[ring.COLUMN_OVERFLOW]:
-            return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
-        spilled, stop = self._spill[data_slot], row[ring.COLUMN_FIRST_HIT] + count
-        if stop == len(spilled):
-            del self._spill[data_slot]
-        return spilled[stop - count : stop]
+        count = row[ring.COLUMN_HIT_COUNT]
+        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
 
     def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
         """Whether more of this file is wanted."""
