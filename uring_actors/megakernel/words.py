@@ -53,6 +53,8 @@ _ENTRY_BYTES: Final = _ENTRY.itemsize
 # Where in the product the numbers are taken from: filter, its two bits, bucket.
 _FILTER, _ONE, _OTHER, _BUCKET = 20, 44, 50, 32
 
+_BLOCK: Final = 16
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -98,14 +100,22 @@ def search_words(table: int, text: int, length: int, context: int) -> None:
     stride, mask = load64(table + TABLE_STRIDE), load64(table + TABLE_MASK)
     filters, low = load64(table + TABLE_FILTER), ((1 << load64(table + TABLE_FILTERS)) - 1) << 3
     at = 0
-    while at <= length - 8:
-        gram = _load_any(text + at) & mask
-        product = gram * _MULTIPLIER
-        bits = load64(filters + ((product >> (_FILTER - 3)) & low))
-        if (bits >> ((product >> _ONE) & 63)) & (bits >> ((product >> _OTHER) & 63)) & 1:
-            _report(table, gram, product, text, length, at, context)
-        at += stride
-    while at <= length - load64(table + TABLE_GRAM):  # eight bytes would reach behind the text
+    while at <= length - 8 - (_BLOCK - 1) * stride:
+        seen = 0
+        for k in range(_BLOCK):  # without a branch, so that it becomes a loop over vectors
+            product = (_load_any(text + at + k * stride) & mask) * _MULTIPLIER
+            bits = load64(filters + ((product >> (_FILTER - 3)) & low))
+            seen |= (bits >> ((product >> _ONE) & 63)) & (bits >> ((product >> _OTHER) & 63))
+        if seen & 1:
+            for k in range(_BLOCK):
+                here = at + k * stride
+                gram = _load_any(text + here) & mask
+                product = gram * _MULTIPLIER
+                bits = load64(filters + ((product >> (_FILTER - 3)) & low))
+                if (bits >> ((product >> _ONE) & 63)) & (bits >> ((product >> _OTHER) & 63)) & 1:
+                    _report(table, gram, product, text, length, here, context)
+        at += _BLOCK * stride
+    while at <= length - load64(table + TABLE_GRAM):  # eight bytes might reach behind the text
         gram = 0
         for i in range(load64(table + TABLE_GRAM)):
             gram |= load8(text + at + i) << (8 * i)
@@ -124,7 +134,7 @@ class WordTable:
         gram = min(_MOST_GRAM, least - stride + 1)
         self._text = np.frombuffer(b"".join(words), np.uint8)
         entries = _entries(self._text, np.array([len(word) for word in words]), np.array(patterns), stride, gram)
-        filters = min(20, max(9, (len(entries) // 4).bit_length()))  # 16 to 32 bits an entry
+        filters = min(18, max(9, (len(entries) // 2).bit_length()))  # 32 to 64 bits an entry
         buckets = min(24, max(4, (2 * len(entries) - 1).bit_length()))
         products = entries["gram"].astype(np.uint64) * np.uint64(_MULTIPLIER)
         self._filter = np.zeros(1 << filters, np.uint64)

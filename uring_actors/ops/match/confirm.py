@@ -342,15 +342,14 @@ class Confirmer:
             pattern = self._plans.patterns[index]
             if pattern.literal is not None:
                 spans = _literal_chain(ends, len(pattern.literal), payload)
-            elif pattern.plan.kind is Kind.BOUNDED:
+            elif index in self._plans.bounded:
                 spans = _bounded_chain(pattern, view, at, payload, ends)
             else:
                 candidates[index] = [end + offset for end in ends]
                 continue
             for start, end in zip(spans[::2], spans[1::2], strict=True):
                 text = bytes(view[at + start : at + end])
-                # A match ends where one of its candidates does.
-                before = counted[end] - text.count(b"\n")
+                before = self._newlines_before(view, at, end, counted) - text.count(b"\n")
                 last = newline_before(view, at, at + start) - at + offset if before else NO_NEWLINE
                 hits.append(Hit(start + offset, index, end + offset, before, last, text))
         hits.sort()
@@ -363,6 +362,13 @@ class Confirmer:
             hits=hits,
             counted={end + offset: count for end, count in counted.items()} if candidates else {},
         )
+
+    @staticmethod
+    def _newlines_before(view: memoryview, at: int, end: int, counted: Mapping[int, int]) -> int:
+        """Newlines in the payload before ``end``. A match mostly ends where one of its candidates does."""
+        if end not in counted:
+            return count_newlines(as_bytes(view), at, at + end)
+        return counted[end]
 
     def _sort(self, patterns: NDArray[np.int32], ends: Ints, payload: int) -> tuple[Spans, Ints]:
         """The literals' chains, and the other candidates as sorted keys."""

@@ -247,10 +247,15 @@ class MatchSettler:
         self.bytes += int(empty[:, ring.COLUMN_PAYLOAD_BYTES].sum())
         return rows[unfit != 0]
 
-    def _file(self, number: int) -> _OpenFile:
+    def _file(self, number: int) -> _OpenFile | None:
+        """The file of an extent that came; None for one of which no more is wanted."""
         file = self._open.get(number)
         if file is None:
-            entry = self._listed.pop(number).entry(number)
+            batch = self._listed.pop(number, None)
+            if batch is None:
+                assert number in self._stopped, "an extent of a file that is done"
+                return None
+            entry = batch.entry(number)
             settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
             file = self._open[number] = _OpenFile(entry, settler, extents(entry.size, self._payload))
         return file
@@ -259,9 +264,9 @@ class MatchSettler:
         return self._report.take(everything=everything)
 
     def _settle_slot(self, row: list[int]) -> None:
-        if row[ring.COLUMN_FILE_ID] in self._stopped:
-            return
         file = self._file(row[ring.COLUMN_FILE_ID])
+        if file is None:
+            return
         opened, more = row[ring.COLUMN_DATA_SLOT] != abi.NO_DATA_SLOT, True
         extent = row[ring.COLUMN_EXTENT_ID]
         self.bytes += row[ring.COLUMN_PAYLOAD_BYTES]

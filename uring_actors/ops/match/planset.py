@@ -121,6 +121,10 @@ class PlanSet:
         self.in_slot: list[Pattern] = kinds[Kind.SLOT]
         self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
         self.without_candidates: list[Pattern] = [p for p in self.unbounded if p.plan.candidate is None]
+        self.line_candidates, self.file_candidates = (
+            frozenset(p.plan.index for p in kinds[kind] if p.plan.candidate is not None)
+            for kind in (Kind.LINE, Kind.FILE)
+        )
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal

@@ -309,13 +309,16 @@ class _Unbounded:
 
     def decided(self, frontier: int, newline: int) -> int:
         """No match that is still to be found starts before this offset; as ``Search.decided``."""
-        bound = frontier
-        for pattern in self._plans.unbounded:
-            index = pattern.plan.index
-            search = self._search(index)
-            if search is not None:
-                bound = min(bound, search.at if index in self._stuck else search.decided(frontier, newline))
-        return bound
+        bounds = [
+            search.at if index in self._stuck else search.decided(frontier, newline)
+            for index, search in self._searches.items()
+        ]
+        # Of searches that no candidate has called into being yet.
+        if self._plans.line_candidates.difference(self._searches, self._given_up):
+            bounds.append(max(0, newline + 1))
+        if self._plans.file_candidates.difference(self._searches, self._given_up):
+            bounds.append(0)
+        return min(bounds, default=frontier)
 
     def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> list[Row]:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
