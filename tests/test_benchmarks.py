@@ -50,6 +50,13 @@ def test_patterns(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
 
 
+def test_checksum(tmp_path: Path) -> None:
+    record = measure(tmp_path, "checksum")
+    assert figures(record) == ["CRC32C / TOUCH"]
+    assert len(record["verdicts"][0]["notes"]) == 3
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
 def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(literals, "MOST", 100)
     record = measure(tmp_path, "literals")
