@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, literals
+from benchmarks import data, literals, small
 from benchmarks.__main__ import main
 from benchmarks.model import Missing, Reading, Report, Setting, Verdict, compare
 from benchmarks.peers import run
@@ -62,6 +62,14 @@ def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = measure(tmp_path, "literals")
     assert figures(record) == ["10,000 literals"]
     assert "100 literals made ready in" in str(record["verdicts"])
+
+
+def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("rg")
+    monkeypatch.setattr(small, "FILES", 500)
+    record = measure(tmp_path, "small")
+    assert figures(record) == ["small files, hard / rg", "small files, literal-led / rg"]
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
 
 
 def test_direct(tmp_path: Path) -> None:
