@@ -13,7 +13,7 @@ from tests.regex_testdata.cases import Case
 
 _TOKEN = re.compile(
     r"""
-    (?P<border> \\b\{[^}]*\} | \\[<>] )
+    (?P<border> \\[<>] )
   | (?P<quote>  \\Q.*?(?:\\E|$) )
   | (?P<class>  \\[pP](?:\{[^}]*\}|.) )
   | (?P<escape> \\(?:x\{[^}]*\}|x..|[0-7]{1,3}|.) )
@@ -32,7 +32,7 @@ _ITEM = re.compile(
 
 
 def tokens(regex: str) -> Iterator[tuple[str, str]]:
-    """What a pattern is made of, as (kind, text); what lies in a bracketed class has kinds that begin with ``in-``."""
+    """What a pattern is made of, as (kind, text); kinds of what lies in a bracketed class begin with ``in-``."""
     at, inside = 0, False
     while at < len(regex):
         found = (_ITEM if inside else _TOKEN).match(regex, at)
@@ -73,7 +73,7 @@ def _of_regex(regex: str, case: Case) -> str | None:
     kinds = {kind for kind, _ in found}
     escapes = {text[1] for kind, text in found if kind in ("escape", "in-escape")}
     if "border" in kinds:
-        return r"\b{start} and its like, \< and \> are text to RE2"
+        return r"\< and \> are characters to RE2, not borders"
     if kinds & {"in-operator", "in-nested"}:
         return "RE2 has no set operations and no classes within classes: [, &&, -- and ~~ are characters there"
     if "quote" in kinds or escapes & set("C01234567"):
