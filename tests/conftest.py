@@ -8,12 +8,27 @@ import pytest
 from hypothesis import settings
 
 from tests import hot_helpers
+from tests.examples import examples
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 
 # The first call of a hot function compiles it, and the machine may be busy: no test is about time.
-settings.register_profile("uring_actors", deadline=None)
+settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
 settings.load_profile("uring_actors")
+
+_START_RAY = ("test_benchmarks.py", "test_docs.py", "test_ray_engine.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes may share the work (pytest-xdist): whole files, for their fixtures are costly; and all that
+    starts Ray in one of them, first, for it takes longest and Ray must not start twice at once on a small machine."""
+
+    def starts_ray(item: pytest.Item) -> bool:
+        return item.path.name in _START_RAY or "ray_session" in getattr(item, "fixturenames", ())
+
+    items.sort(key=starts_ray, reverse=True)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray(item) else item.path.name))
 
 
 @pytest.fixture

@@ -180,7 +180,8 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        # By itself Ray would take one that it finds running on this machine, and then no such options.
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
     if "object_store_memory" in options:
         _ours = _session()
