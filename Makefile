@@ -23,7 +23,7 @@ test: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --no-loadscope-reorder
 
 nvme: .venv/.ready
 	PYTHON=$(BIN)/python tests/nvme_qemu/prepare

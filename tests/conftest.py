@@ -16,19 +16,25 @@ from uring_actors.arena.memory import Arena
 settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
 settings.load_profile("uring_actors")
 
-_START_RAY = ("test_benchmarks.py", "test_docs.py", "test_ray_engine.py")
+_START_RAY = ("tests/test_benchmarks.py", "tests/test_docs.py", "tests/test_ray_", "tests/test_exact.py::test_ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes may share the work (pytest-xdist): whole files, for their fixtures are costly; and all that
-    starts Ray in one of them, first, for it takes longest and Ray must not start twice at once on a small machine."""
+    """What starts Ray comes first: it takes longest, and another process may do the rest meanwhile (pytest-xdist)."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_START_RAY))
 
-    def starts_ray(item: pytest.Item) -> bool:
-        return item.path.name in _START_RAY or "ray_session" in getattr(item, "fixturenames", ())
 
-    items.sort(key=starts_ray, reverse=True)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray(item) else item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Each process takes whole files, for their fixtures are costly; and one takes all that starts Ray, for it must
+    not start twice at once on a small machine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "Ray" if nodeid.startswith(_START_RAY) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture
