@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -67,6 +68,7 @@ def need_uring() -> Callable[[], None]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray of this test session's own, started by the first scan that needs it."""
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     yield
     import ray
 
