@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from uring_actors.ingest import IngestDriver
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
+    from uring_actors.ops.checksum import Checksum
+    from uring_actors.ops.histogram import Histogram
     from uring_actors.ops.match.pattern import Literal, Regex
+    from uring_actors.ops.user import operation
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
     from uring_actors.uring.buffer import GpuMappedBuffer
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncUringStream": "uring_actors.uring.stream",
     "AtomicTail": "uring_actors.uring.tail",
+    "Checksum": "uring_actors.ops.checksum",
     "Completion": "uring_actors.uring.stream",
     "GpuMappedBuffer": "uring_actors.uring.buffer",
+    "Histogram": "uring_actors.ops.histogram",
     "IngestDriver": "uring_actors.ingest",
     "IngestTelemetry": "uring_actors.uring.telemetry",
     "IoUringState": "uring_actors.uring.ring",
@@ -45,14 +50,17 @@ _HOMES = {
     "Touch": "uring_actors.ops.bytesum",
     "UringActorsError": "uring_actors.errors",
     "UringMegakernelPump": "uring_actors.uring.pump",
+    "operation": "uring_actors.ops.user",
     "scan": "uring_actors.scanning",
 }
 
 __all__ = [
     "AsyncUringStream",
     "AtomicTail",
+    "Checksum",
     "Completion",
     "GpuMappedBuffer",
+    "Histogram",
     "IngestDriver",
     "IngestTelemetry",
     "IoUringState",
@@ -68,6 +76,7 @@ __all__ = [
     "Touch",
     "UringActorsError",
     "UringMegakernelPump",
+    "operation",
     "scan",
 ]
 
