@@ -21,14 +21,16 @@ from uring_actors.errors import OptionError
 
 _NAME = "90-uring-actors"
 _HEADER = "# Written by uring-actors host-setup.\n"
-_SHMEM = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+_HUGE = "/sys/kernel/mm/transparent_hugepage"
+_LARGE_PAGES = ((f"{_HUGE}/enabled", "madvise"), (f"{_HUGE}/shmem_enabled", "advise"))
+_IO_URING = "/proc/sys/kernel/io_uring_disabled"
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One need of a scan. ``files``: path → content. ``live``: a kernel setting's path → its least or exact value;
-    one that the kernel does not have is left out. ``then``: what makes a running system read the files."""
+    """One need of a scan. ``files``: path and content. ``live``: a kernel setting's path and value; one that the
+    kernel does not have is left out. ``then``: commands that make a running system read the files."""
 
     name: str
     why: str
@@ -49,18 +51,15 @@ class Change:
     """What is there; None where nothing is."""
 
 
-def steps(*, user: str = "*", group: str = "disk", hugepages: int = 0, seccomp: bool = True) -> list[Step]:
+def steps(*, user: str = "*", group: str = "disk", kubernetes: bool = False) -> list[Step]:
     """What there is to set up. user: whose limit of locked memory is lifted (``*``: everybody's). group: who may open
-    NVMe generic devices. hugepages: of the default size, to be reserved; 0: leave them as they are.
+    NVMe generic devices. kubernetes: the seccomp profile for pods as well.
 
-    Raises OptionError for a user or group that can't be one, or a negative number.
+    Raises OptionError for a user or group that can't be one.
     """
     for what, name in (("user", user), ("group", group)):
         if not _WORD.match(name) and (what, name) != ("user", "*"):
             raise OptionError(f"{name!r} is not the name of a {what}")
-    if hugepages < 0:
-        raise OptionError(f"hugepages is {hugepages}, which is less than none")
-    sysctl = {"kernel.io_uring_disabled": "0"} | ({"vm.nr_hugepages": str(hugepages)} if hugepages else {})
     found = [
         Step(
             "locked memory",
@@ -78,22 +77,22 @@ def steps(*, user: str = "*", group: str = "disk", hugepages: int = 0, seccomp: 
             then=(("systemctl", "daemon-reexec"),),
         ),
         Step(
-            "kernel settings",
-            "io_uring must be allowed" + (", and huge pages reserved" if hugepages else ""),
-            files=(
-                (
-                    f"/etc/sysctl.d/{_NAME}.conf",
-                    # The minus: a kernel without the setting is no error.
-                    _HEADER + "".join(f"-{name} = {value}\n" for name, value in sysctl.items()),
-                ),
-            ),
-            live=tuple(("/proc/sys/" + name.replace(".", "/"), value) for name, value in sysctl.items()),
+            "io_uring",
+            "every user must be allowed to use it",
+            # The minus: a kernel without the setting is no error.
+            files=((f"/etc/sysctl.d/{_NAME}.conf", f"{_HEADER}-kernel.io_uring_disabled = 0\n"),),
+            live=((_IO_URING, "0"),),
         ),
         Step(
-            "large pages of shared memory",
-            "arenas may then have pages of 2 MiB",
-            files=((f"/etc/tmpfiles.d/{_NAME}.conf", f"{_HEADER}w {_SHMEM} - - - - advise\n"),),
-            live=((_SHMEM, "advise"),),
+            "large pages",
+            "arenas and buffers ask for pages of 2 MiB, and get them only where that is allowed",
+            files=(
+                (
+                    f"/etc/tmpfiles.d/{_NAME}.conf",
+                    _HEADER + "".join(f"w {path} - - - - {value}\n" for path, value in _LARGE_PAGES),
+                ),
+            ),
+            live=_LARGE_PAGES,
         ),
         Step(
             "NVMe generic devices",
@@ -110,7 +109,7 @@ def steps(*, user: str = "*", group: str = "disk", hugepages: int = 0, seccomp: 
             ),
         ),
     ]
-    if seccomp:
+    if kubernetes:
         profile = (Path(__file__).parent / "seccomp.json").read_text()
         found.append(
             Step(
@@ -179,10 +178,6 @@ def _read(path: Path) -> str | None:
 
 
 def _satisfied(now: str, value: str) -> bool:
-    """Whether a kernel setting is as wanted: the chosen word of several, a count that is at least that, or equal."""
+    """Whether a kernel setting is as wanted: the chosen word of several (always is more than was asked), or equal."""
     chosen = re.search(r"\[(\w+)\]", now)
-    if chosen is not None:
-        return chosen[1] == value or (value == "advise" and chosen[1] == "always")
-    if value != "0" and now.strip().isdigit():
-        return int(now) >= int(value)
-    return now.strip() == value
+    return now.strip() == value if chosen is None else chosen[1] in (value, "always")

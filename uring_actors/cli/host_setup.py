@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from uring_actors.host_setup import Change
 
 EXIT_READY = 0
 EXIT_CHANGES = 1
@@ -21,9 +25,8 @@ EXIT_CHANGES = 1
 )
 @click.option("--user", default="*", show_default=True, help="Whose limit of locked memory is lifted.")
 @click.option("--group", default="disk", show_default=True, help="Who may open NVMe generic devices (/dev/ng*).")
-@click.option("--hugepages", type=int, metavar="N", default=0, help="Huge pages to reserve.  [default: as they are]")
 @click.option("--kubernetes", is_flag=True, help="Also install the seccomp profile for pods.")
-def host_setup(applied: bool, root: Path, user: str, group: str, hugepages: int, kubernetes: bool) -> int:
+def host_setup(applied: bool, root: Path, user: str, group: str, kubernetes: bool) -> int:
     """Check what a scan needs of this host: locked memory, io_uring, large pages, NVMe generic devices.
 
     Prints what would change, and nothing else happens; --apply makes the changes (as root), and may be repeated.
@@ -31,7 +34,7 @@ def host_setup(applied: bool, root: Path, user: str, group: str, hugepages: int,
     """
     from uring_actors import host_setup as setup
 
-    wanted = setup.steps(user=user, group=group, hugepages=hugepages, seccomp=kubernetes)
+    wanted = setup.steps(user=user, group=group, kubernetes=kubernetes)
     found = list(setup.changes(wanted, root))
     for step in wanted:
         mine = [change for change in found if change.step is step]
@@ -49,10 +52,7 @@ def host_setup(applied: bool, root: Path, user: str, group: str, hugepages: int,
     return EXIT_CHANGES if found else EXIT_READY
 
 
-def _show(change: object, verb: str) -> None:
-    from uring_actors.host_setup import Change
-
-    assert isinstance(change, Change)
+def _show(change: Change, verb: str) -> None:
     if change.live:
         click.echo(f"  {change.path}: {verb} {change.value} (was {change.now})")
         return
