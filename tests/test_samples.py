@@ -17,6 +17,14 @@ from uring_actors.ops.bytesum import Nop, Touch
 from uring_actors.publisher import Publisher
 
 SLOT = 65536
+
+
+class Unknown(Nop):
+    """No kernel has it."""
+
+    opcode = 0x40000999
+
+
 STAMPS = (abi.SAMPLE_BEGUN, abi.SAMPLE_READ, abi.SAMPLE_PUBLISHED, abi.SAMPLE_DONE)
 
 
@@ -104,13 +112,13 @@ def test_a_scan_times_one_extent_in_many(
 
 def test_faults_are_counted(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(3 * SLOT))
-    stats = scanned(tmp_path, Nop(opcode=0x40000999), io_engine="pread")[0].stats()
+    stats = scanned(tmp_path, Unknown(), io_engine="pread")[0].stats()
     assert stats.faults == (3,)
     assert stats.scanned == (0,)
 
 
 def test_a_file_that_cannot_be_opened_has_no_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "no")
 
     monkeypatch.setattr("uring_actors.reader.open_file", refuse)
