@@ -94,7 +94,12 @@ def _scan(cases: Sequence[Case]) -> list[list[Match]]:
         i, k = map(int, name.split("."))
         if i == int(Path(path.decode()).name):
             found[i].append((k, start, end))
-    return [sorted(matches, key=lambda match: match[1:]) for matches in found]
+    return [_in_order(matches) for matches in found]
+
+
+def _in_order(matches: Iterable[Match]) -> list[Match]:
+    """By start, end and pattern."""
+    return sorted(matches, key=lambda match: (*match[1:], match[0]))
 
 
 def _compared(case: Case, found: list[Match]) -> Outcome:
@@ -122,7 +127,7 @@ def _cut_differently(case: Case, found: list[Match]) -> str | None:
         if not payload < len(case.haystack) <= payload * _MOST_PIECES:
             continue
         rows, faults = Cut(plans, case.haystack, payload, rng).settle()
-        pieces = sorted(((row[0], row[1], row[2]) for row in rows), key=lambda match: match[1:])
+        pieces = _in_order((row[0], row[1], row[2]) for row in rows)
         if faults or pieces != found:
             return f"in extents of {payload} bytes {pieces} is found, {faults} fails; in one {found}"
     return None
