@@ -23,7 +23,8 @@ test: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --no-loadscope-reorder
+	# Both processes must give the tests the same names, whatever their parameters are.
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --no-loadscope-reorder
 
 nvme: .venv/.ready
 	PYTHON=$(BIN)/python tests/nvme_qemu/prepare

@@ -20,11 +20,6 @@ settings.load_profile("uring_actors")
 _START_RAY = ("tests/test_benchmarks.py", "tests/test_docs.py", "tests/test_ray_", "tests/test_exact.py::test_ray")
 
 
-def pytest_make_parametrize_id(val: object) -> str | None:
-    """Sets in one order: every process must give a test the same name."""
-    return repr(sorted(val, key=repr)) if isinstance(val, (set, frozenset)) else None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts Ray comes first: it takes longest, and another process may do the rest meanwhile (pytest-xdist)."""
     items.sort(key=lambda item: not item.nodeid.startswith(_START_RAY))
