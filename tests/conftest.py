@@ -17,7 +17,13 @@ from uring_actors.arena.memory import Arena
 settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
 settings.load_profile("uring_actors")
 
-_START_RAY = ("tests/test_benchmarks.py", "tests/test_docs.py", "tests/test_ray_", "tests/test_exact.py::test_ray")
+_START_RAY = (
+    "tests/test_benchmarks.py",
+    "tests/test_docs.py",
+    "tests/test_exact.py::test_ray",
+    "tests/test_many_",
+    "tests/test_ray_",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

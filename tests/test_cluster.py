@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ray.scripts.scripts import start as ray_start
 
 from cluster import job
 from tests import sandbox
@@ -147,6 +149,21 @@ def test_a_job_that_finds_nothing_has_not_failed(tmp_path: Path, pattern: str, s
     assert job.main([*arguments, "-e", pattern, str(tmp_path / "f")]) == status
     if status == 0:
         assert len(output.read_text().splitlines()) == (pattern == "needle")
+
+
+def test_the_commands_of_the_readme() -> None:
+    """What runs on no single machine is at least spelled right."""
+    text = (CLUSTER / "README.md").read_text()
+    for path in re.findall(r"(?<![/\w])cluster/[\w/.-]+\w", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"kubectl apply -f (\S+?)`", text):
+        assert (ROOT / path) in MANIFESTS
+    (submitted,) = re.findall(r"^ray job submit --working-dir cluster -- python job\.py (.*)$", text, re.MULTILINE)
+    assert job.main([*shlex.split(submitted), "--explain"]) == 0
+    started = re.findall(r"^ray start (.*)$", text, re.MULTILINE)
+    known = {option for parameter in ray_start.params for option in parameter.opts}
+    assert started
+    assert {word.partition("=")[0] for line in started for word in line.split()} <= known
 
 
 # ── host-setup ───────────────────────────────────────────────────────────────────────────────────────────────
