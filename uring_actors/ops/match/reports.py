@@ -37,7 +37,7 @@ class Report(Protocol):
         where no engine runs, as rows."""
 
     def end(self, number: int, path: bytes, *, opened: bool, empty: bool = False) -> None:
-        """The file is done with (``opened``: it could be read, at least in part; ``empty``: there was nothing to read).
+        """The file is done with (``opened``: it could be read, at least in part; ``empty``: it has no bytes).
         Once a file."""
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
