@@ -138,10 +138,10 @@ FREE_JOB: Final = 23  # likewise in jobs
 READING: Final = 24  # reads begun and not finished
 LENT: Final = 25  # data slots announced and not credited
 FREE_COUNT: Final = 26
+UNTIMED: Final = 27  # extents begun since the last one that is timed
 # Set before the lane starts:
-PACKED_ENTRIES: Final = 27  # how many files go into a data slot
-SCRATCH: Final = 28  # address of memory for structures that system calls take
-UNTIMED: Final = 29  # extents begun since the last one that is timed
+PACKED_ENTRIES: Final = 28  # how many files go into a data slot
+SCRATCH: Final = 29  # address of memory for structures that system calls take
 ENGINE: Final = 32  # from here on an engine's own words
 STATE_WORDS: Final = 64
 
