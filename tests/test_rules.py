@@ -180,16 +180,19 @@ class Drive:
             lead = 1 if start else 0
             text = memoryview(data)[start - lead : stop + self.plans.halo]
             hits = self.engine.scan(text, self.scratch)
-            report.seen(0, {index for index, _ in hits if index in self.plans.once})
-            rest = [(index, end - lead) for index, end in hits if index not in self.plans.once]
+            patterns = np.array([index for index, _ in hits], np.int32)
+            ends = np.array([end - lead for _, end in hits], np.int64)
+            wanted = report.sift(0, path, patterns)
+            if wanted is not None:
+                patterns, ends = patterns[wanted], ends[wanted]
             extent = self.confirmer.confirm(
                 text,
                 at=lead,
                 payload=stop - start,
                 after=len(text) - lead - (stop - start),
                 offset=start,
-                patterns=np.array([index for index, _ in rest], np.int32),
-                ends=np.array([end for _, end in rest], np.int64),
+                patterns=patterns,
+                ends=ends,
             )
             for part in settler.add(number, extent, text, start - lead):
                 with settler.window.lent(text, start - lead):
@@ -221,7 +224,7 @@ def test_any_extents_give_what_the_whole_file_has(everything: Rules) -> None:
 def test_without_an_engine(everything: Rules, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines.libhs, "find", lambda: None)
     drive = Drive(everything)
-    assert not len(drive.plans.once)
+    assert drive.engine.scan(memoryview(b"tok_abcd12"), drive.scratch) == []
 
     @settings(max_examples=40)
     @given(paths, texts, st.integers(1, 80), st.integers(0, 9))

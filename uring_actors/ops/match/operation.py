@@ -272,10 +272,9 @@ class MatchSettler:
             hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(data_slot, count)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
-            if len(self._plans.once):
-                seen = np.isin(patterns, self._plans.once)
-                self._report.seen(entry.id, set(patterns[seen].tolist()))
-                patterns, ends = patterns[~seen], ends[~seen]
+            wanted = self._report.sift(entry.id, entry.path, patterns)
+            if wanted is not None:
+                patterns, ends = patterns[wanted], ends[wanted]
         return self._confirmer.confirm(
             self._view[base : base + self._slot_bytes],
             at=row[ring.COLUMN_PAYLOAD_OFFSET],

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from uring_actors.ops.match.newlines import copy_ranges
 from uring_actors.ops.match.rows import NO_ROWS, Rows, in_order
@@ -30,9 +31,9 @@ class Report(Protocol):
         """Take rows of file ``number``; no further row of it will start before ``decided``. Whether more of this
         file's rows are wanted. ``window`` reads the file; what lies in the data slot that was settled last it has."""
 
-    def seen(self, number: int, which: set[int]) -> None:
-        """The file has these patterns, of which only that matters (``PatternPlan.once``). They may come again, and,
-        where no engine runs, as rows."""
+    def sift(self, number: int, path: bytes, patterns: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+        """Before an extent's candidates are confirmed: which of them are to be (None: all). ``patterns`` has the
+        pattern of each."""
 
     def end(self, number: int, path: bytes, *, opened: bool) -> None:
         """The file is done with (``opened``: it could be read, at least in part). Once a file."""
@@ -47,8 +48,8 @@ class Report(Protocol):
 class _Plain:
     """A report that decides nothing: rows are matches."""
 
-    def seen(self, number: int, which: set[int]) -> None:
-        pass
+    def sift(self, number: int, path: bytes, patterns: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+        return None
 
     def take_failures(self) -> list[Failure]:
         return []
