@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data
+from benchmarks import data, literals, small
 from benchmarks.__main__ import main
 from benchmarks.model import Missing, Reading, Report, Setting, Verdict, compare
 from benchmarks.peers import run
@@ -47,6 +47,28 @@ def test_patterns(tmp_path: Path) -> None:
     pytest.importorskip("hyperscan", reason="Hyperscan is not available here")
     record = measure(tmp_path, "patterns")
     assert figures(record) == ["hard / rg", "hard / Hyperscan", "literal-led / rg", "literal-led / Hyperscan"]
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
+def test_checksum(tmp_path: Path) -> None:
+    record = measure(tmp_path, "checksum")
+    assert figures(record) == ["CRC32C / TOUCH"]
+    assert len(record["verdicts"][0]["notes"]) == 3
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
+def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(literals, "MOST", 100)
+    record = measure(tmp_path, "literals")
+    assert figures(record) == ["10,000 literals"]
+    assert "100 literals made ready in" in str(record["verdicts"])
+
+
+def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("rg")
+    monkeypatch.setattr(small, "FILES", 500)
+    record = measure(tmp_path, "small")
+    assert figures(record) == ["small files, hard / rg", "small files, literal-led / rg"]
     assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
 
 

@@ -181,9 +181,9 @@ def test_auto_leaves_to_the_cpu_what_the_gpu_can_only_do_slowly(tmp_path: Path, 
 
 
 def test_a_block_that_the_gpu_cannot_align(tmp_path: Path, device: str) -> None:
-    (tmp_path / "text").write_bytes(bytes(1000))
-    with pytest.raises(OptionError, match="blocks of a multiple of 16 bytes, not of 100"):
-        ua.scan(tmp_path, operation=ua.Histogram(block=100), engine="threads", backend="cuda")
+    (tmp_path / "text").write_bytes(bytes(10_000))
+    with pytest.raises(OptionError, match="blocks of a multiple of 16 bytes, not of 5001"):
+        ua.scan(tmp_path, operation=ua.Histogram(block=5001), engine="threads", backend="cuda")
 
 
 SERVING = """

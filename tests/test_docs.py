@@ -50,6 +50,19 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
         (run_console if language == "console" else run_python)(block, tmp_path)
 
 
+@pytest.mark.gpu
+def test_the_operation_of_the_docs_runs_on_the_gpu(tmp_path: Path) -> None:
+    (block,) = (text for _, text in BLOCK.findall((ROOT / "docs" / "operations.md").read_text()) if "CUDA = " in text)
+    assert block.count('backend="cpu"') == 1
+    run_python(block.replace('backend="cpu"', 'backend="cuda"'), tmp_path)
+
+
+def test_the_operation_of_the_docs_compiles_for_gpus(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
+    (block,) = (text for _, text in BLOCK.findall((ROOT / "docs" / "operations.md").read_text()) if "CUDA = " in text)
+    run_python(block + 'kinds.check_cuda("sm_90")\n', tmp_path)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):

@@ -24,6 +24,7 @@ from uring_actors.ops.match import engine as engines
 from uring_actors.ops.match.confirm import Confirmer
 from uring_actors.ops.match.engine import Engine
 from uring_actors.ops.match.planset import PlanSet
+from uring_actors.ops.match.reports import nothing_decided
 from uring_actors.ops.match.settle import FileSettler
 from uring_actors.ops.rules import judge
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
@@ -182,9 +183,8 @@ class Drive:
             hits = self.engine.scan(text, self.scratch)
             patterns = np.array([index for index, _ in hits], np.int32)
             ends = np.array([end - lead for _, end in hits], np.int64)
-            wanted = report.sift(0, path, patterns)
-            if wanted is not None:
-                patterns, ends = patterns[wanted], ends[wanted]
+            wanted = np.isin(patterns, list(report.sift(0, path, set(patterns.tolist()))), invert=True)
+            patterns, ends = patterns[wanted], ends[wanted]
             extent = self.confirmer.confirm(
                 text,
                 at=lead,
@@ -196,7 +196,7 @@ class Drive:
             )
             for part in settler.add(number, extent, text, start - lead):
                 with settler.window.lent(text, start - lead):
-                    assert report.add(0, path, part.rows, 0, settler.window)
+                    assert report.add(0, path, part.rows, nothing_decided, settler.window)
         report.end(0, path, opened=True)
         batches = report.take(everything=True)
         settler.close()
@@ -298,7 +298,7 @@ def test_a_file_that_changes_is_a_failure(everything: Rules) -> None:
     )
     report = Findings(everything)
     [part] = settler.add(0, extent)
-    report.add(0, b"f", part.rows, 0, settler.window)  # not lent: it is read again
+    report.add(0, b"f", part.rows, nothing_decided, settler.window)  # not lent: it is read again
     [failure] = report.take_failures()
     assert (failure.path, failure.offset) == (b"f", 0)
     assert "'token'" in failure.message

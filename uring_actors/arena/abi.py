@@ -148,6 +148,20 @@ FLAG_LAST: Final = 2  # the file's last
 FLAG_PACKED: Final = 4  # several files in one data slot
 FLAG_FAILED: Final = 8  # bytes are missing at the end (maybe all): SLOT_ERRNO says why; the rest is scanned
 NO_DATA_SLOT: Final = 0xFFFFFFFF
+
+# ── a packed data slot (FLAG_PACKED): a directory at its head, then the files' bytes ─────────────────────────
+# The ring slot's file id says how many files there are, its payload bytes what they have in all. The lane writes an
+# entry; the kernel writes the results (from hits on), which the lane has left at zero.
+PACKED_ENTRY_BYTES: Final = 64
+PACKED_FILE_ID: Final = 0
+PACKED_ERRNO: Final = 4  # 0, or why bytes are missing
+PACKED_OFFSET: Final = 8  # of the file's bytes in the data slot; 0: the file could not be opened
+PACKED_BYTES: Final = 12
+PACKED_HITS: Final = 16
+PACKED_RESULT: Final = 20  # bytes from where a result block's hits or values begin to the file's
+PACKED_NEWLINES: Final = 24
+PACKED_LAST_NEWLINE: Final = 28
+PACKED_ENTRIES_MOST: Final = 4096
 ENODATA: Final = 61  # a status of ours: the file ended before the size that it was listed with
 ESTALE: Final = 116  # another one: the path leads to another file than the one listed
 
@@ -179,9 +193,10 @@ HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known
 HIT_END: Final = 8
-HIT_FLAGS: Final = 12
+HIT_FLAGS: Final = 12  # 0, or HIT_COUNTED and, below it, the newlines between the payload's first byte and the end
 NO_NEWLINE: Final = 0xFFFFFFFF
 HIT_NO_START: Final = 0xFFFFFFFF
+HIT_COUNTED: Final = 0x80000000
 
 LOG_BYTES: Final = 4 * PAGE
 LOG_RECORD_WORDS: Final = 4
@@ -196,6 +211,11 @@ def _pages(size: int) -> int:
 def power_of_two(count: int) -> int:
     """The smallest power of two that is at least ``count``."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def packed_entries(slot_bytes: int) -> int:
+    """How many files a packed data slot can hold: at most a sixteenth of it is directory."""
+    return min(PACKED_ENTRIES_MOST, slot_bytes // (16 * PACKED_ENTRY_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +262,11 @@ class ArenaLayout:
     @property
     def hit_capacity(self) -> int:
         return (self.result_bytes - RESULT_HITS) // HIT_BYTES
+
+    @property
+    def packed_entries(self) -> int:
+        """How many files a packed data slot can hold."""
+        return packed_entries(self.slot_bytes)
 
     @property
     def header(self) -> int:

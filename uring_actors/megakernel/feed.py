@@ -114,13 +114,14 @@ def publish_record(book: Book, state: Book, job: Book, record: int) -> None:
     nbytes = load32(record + abi.RECORD_BYTES_READ)
     status = load32(record + abi.RECORD_STATUS)
     flags = load32(record + abi.RECORD_FLAGS)
-    payload = min(nbytes, job[JOB_PAYLOAD])
+    packed = flags & abi.FLAG_PACKED != 0
+    payload = nbytes if packed else min(nbytes, job[JOB_PAYLOAD])
     ring.write_scan(
         book,
         slot,
         load32(record + abi.RECORD_DATA_SLOT),
         payload,
-        job[JOB_LEAD],
+        0 if packed else job[JOB_LEAD],
         nbytes - payload,
         load64(record + abi.RECORD_FILE_OFFSET),
         load32(record + abi.RECORD_FILE_ID),

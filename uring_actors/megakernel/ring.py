@@ -190,7 +190,8 @@ COLUMN_VALUE = 14
 COLUMN_NEWLINES = 15
 COLUMN_LAST_NEWLINE = 16  # offset in the payload, or −1
 COLUMN_REASON = 17  # of a FAULT: abi.REASON_*
-COLUMNS = 18
+COLUMN_RESULT = 18  # bytes by which the results lie further on in the result block than they usually do
+COLUMNS = 19
 
 
 @hot
@@ -225,6 +226,7 @@ def describe(book: Book, slot: int, row: Book) -> None:
     row[COLUMN_VALUE] = 0
     row[COLUMN_NEWLINES] = 0
     row[COLUMN_LAST_NEWLINE] = -1
+    row[COLUMN_RESULT] = 0
     # Only an operation that reads bytes leaves a result; the block of a NOP holds what an earlier slot left.
     if row[COLUMN_STATUS] == abi.DONE and row[COLUMN_OPCODE] != abi.OP_SCAN_NOP:
         result = result_address(book, row[COLUMN_DATA_SLOT])

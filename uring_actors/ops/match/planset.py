@@ -95,6 +95,10 @@ def find_groups(regex: Any) -> Spans:
     return find
 
 
+def _not_searched(text: memoryview, position: int, stop: int) -> tuple[int, int]:
+    raise AssertionError("a literal's candidates are its matches: nobody searches for it")
+
+
 def _widest(plan: PatternPlan) -> int:
     """Bytes that an engine or RE2 looks for in a slot, at most."""
     return (plan.max_width or 0) if plan.kind.confirmed_in_slot else plan.candidate_max
@@ -112,10 +116,14 @@ class Pattern:
     __slots__ = ("alive", "alive_suffix", "foreign", "literal", "match", "plan", "search", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
-        regex = compile_source(plan)
         self.plan = plan
-        self.search = _find(regex, "UNANCHORED")
-        self.match = _find(regex, "ANCHOR_START")
+        self.search: Find
+        self.match: Find
+        if plan.kind is Kind.LITERAL:
+            self.search = self.match = _not_searched  # no RE2: there may be tens of thousands
+        else:
+            regex = compile_source(plan)
+            self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
         self.foreign: NDArray[np.bool_] | None = None
@@ -146,6 +154,11 @@ class PlanSet:
         self.bounded: dict[int, Pattern] = {p.plan.index: p for p in (*kinds[Kind.BOUNDED], *kinds[Kind.PART])}
         self.in_slot: list[Pattern] = kinds[Kind.SLOT]
         self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
+        self.without_candidates: list[Pattern] = [p for p in self.unbounded if p.plan.candidate is None]
+        self.line_candidates, self.file_candidates = (
+            frozenset(p.plan.index for p in kinds[kind] if p.plan.candidate is not None)
+            for kind in (Kind.LINE, Kind.FILE)
+        )
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal

@@ -7,12 +7,11 @@ goes where another rule has found the same. So a file's findings are held until 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
@@ -82,12 +81,15 @@ class _File:
 class Findings:
     """What becomes of MATCH's rows (``match.reports.Report``)."""
 
+    sifts = True
+
     def __init__(self, rules: Rules) -> None:
         self.matches = 0
         self._rules = [CompiledRule(rule, rules.allowlists) for rule in rules.rules]
         self._everywhere = path_tests(rules.allowlists)
         self._searched = [k for k, rule in enumerate(rules.rules) if rule.regex is not None]
         self._paths = [k for k, rule in enumerate(rules.rules) if rule.regex is None]
+        self.every_file = bool(self._paths)
         first = len(self._searched)
         places = {word: first + k for k, word in enumerate(rules.keywords)}
         self._keywords = [{places[fold_keyword(word)] for word in rule.keywords} for rule in rules.rules]
@@ -97,7 +99,7 @@ class Findings:
         self._ready: list[pa.RecordBatch] = []
         self._failures: list[Failure] = []
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int, window: Window) -> bool:
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int], window: Window) -> bool:
         file = self._file(number)
         data = rows.data.data
         offsets = rows.offsets.tolist()
@@ -128,22 +130,20 @@ class Findings:
                 file.findings.append(Finding(start, which, end, line, column, match, *verdict))
         return True
 
-    def sift(self, number: int, path: bytes, patterns: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+    def sift(self, number: int, path: bytes, patterns: set[int]) -> set[int]:
         """Keywords are only noted: their expressions are exact. Rules that don't look into the file are left out."""
         file = self._file(number)
-        idle = []
-        for plan in np.unique(patterns).tolist():
-            if plan >= len(self._searched):
-                file.keywords.add(plan)
-                idle.append(plan)
-            elif not self._wants(file, self._searched[plan], path):
-                idle.append(plan)
-        return ~np.isin(patterns, idle) if idle else None
+        keywords = {plan for plan in patterns if plan >= len(self._searched)}
+        file.keywords |= keywords
+        rest = patterns - keywords
+        return keywords | {plan for plan in rest if not self._wants(file, self._searched[plan], path)}
 
-    def end(self, number: int, path: bytes, *, opened: bool) -> None:
+    def end(self, number: int, path: bytes, *, opened: bool, empty: bool = False) -> None:
         file = self._files.pop(number, None)
-        if file is None:  # it is empty, or was never opened
-            return
+        if file is None:  # nothing was found in it
+            if empty or not (opened and self._paths):
+                return
+            file = _File()
         found = [f for f in file.findings if self._counts(file, f.rule)]
         if any(self._generic[f.rule] for f in found):
             found = self._without_echoes(found)
