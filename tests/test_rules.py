@@ -213,7 +213,7 @@ def agrees(drive: Drive, path: bytes, data: bytes, payload: int, seed: int) -> N
 def test_any_extents_give_what_the_whole_file_has(everything: Rules) -> None:
     drive = Drive(everything)
 
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(paths, texts, st.integers(1, 80), st.integers(0, 9))
     def check(path: bytes, data: bytes, payload: int, seed: int) -> None:
         agrees(drive, path, data, payload, seed)
@@ -226,7 +226,7 @@ def test_without_an_engine(everything: Rules, monkeypatch: pytest.MonkeyPatch) -
     drive = Drive(everything)
     assert drive.engine.scan(memoryview(b"tok_abcd12"), drive.scratch) == []
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(paths, texts, st.integers(1, 80), st.integers(0, 9))
     def check(path: bytes, data: bytes, payload: int, seed: int) -> None:
         agrees(drive, path, data, payload, seed)
