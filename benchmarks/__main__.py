@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import checksum, data, direct, memory, nop, patterns, start
+from benchmarks import checksum, data, direct, literals, memory, nop, patterns, rules, start
 from benchmarks.model import GIB, Missing, Report, Setting
 from benchmarks.table import table
 from uring_actors.config import parse_size
@@ -25,6 +25,8 @@ MEASUREMENTS: dict[str, Callable[[Setting], None]] = {
     "nop": nop.measure,
     "patterns": patterns.measure,
     "checksum": checksum.measure,
+    "literals": literals.measure,
+    "rules": rules.measure,
     "direct": direct.measure,
     "memory": memory.measure,
     "start": start.measure,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data
+from benchmarks import data, literals
 from benchmarks.__main__ import main
 from benchmarks.model import Missing, Reading, Report, Setting, Verdict, compare
 from benchmarks.peers import run
@@ -55,6 +55,13 @@ def test_checksum(tmp_path: Path) -> None:
     assert figures(record) == ["CRC32C / TOUCH"]
     assert len(record["verdicts"][0]["notes"]) == 3
     assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
+def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(literals, "MOST", 100)
+    record = measure(tmp_path, "literals")
+    assert figures(record) == ["10,000 literals"]
+    assert "100 literals made ready in" in str(record["verdicts"])
 
 
 def test_direct(tmp_path: Path) -> None:

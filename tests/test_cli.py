@@ -190,6 +190,7 @@ def test_what_the_scan_is_given(scan: FakeScan, cli: Callable[..., Outcome]) -> 
     assert not patterns[0].bytes
     assert call == {
         "paths": [b"p", b"q\xff"],
+        "rules": None,
         "operation": "match",
         "engine": "threads",
         "backend": "auto",

@@ -179,9 +179,10 @@ HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known
 HIT_END: Final = 8
-HIT_FLAGS: Final = 12
+HIT_FLAGS: Final = 12  # 0, or HIT_COUNTED and, below it, the newlines between the payload's first byte and the end
 NO_NEWLINE: Final = 0xFFFFFFFF
 HIT_NO_START: Final = 0xFFFFFFFF
+HIT_COUNTED: Final = 0x80000000
 
 LOG_BYTES: Final = 4 * PAGE
 LOG_RECORD_WORDS: Final = 4
