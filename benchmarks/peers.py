@@ -93,7 +93,8 @@ def rg_command(path: Path, patterns: list[str], *, mmap: bool) -> list[str]:
 
 def rg(command: list[str], size: int) -> Reading:
     ran = run(command, good=(0, 1))
-    return Reading(size, ran.seconds, ran.cpu, rows=int(ran.output or 0))
+    rows = sum(int(line.rpartition(":")[2]) for line in ran.output.splitlines())  # of a tree: path:count
+    return Reading(size, ran.seconds, ran.cpu, rows=rows)
 
 
 def hyperscan_command(path: Path, patterns: Path) -> list[str]:

@@ -19,6 +19,7 @@ import click
 from uring_actors.cli import options
 from uring_actors.cli.checksum import checksum
 from uring_actors.cli.histogram import histogram
+from uring_actors.cli.host_setup import host_setup
 from uring_actors.cli.selecting import selecting
 from uring_actors.cli.sources import Sources, source_options
 from uring_actors.config import FORMATS, OPERATIONS, ScanOptions
@@ -177,6 +178,7 @@ def _loaded(operation: str) -> Any:
 
 commands.add_command(checksum)
 commands.add_command(histogram)
+commands.add_command(host_setup)
 
 
 @commands.command()

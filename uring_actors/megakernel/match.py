@@ -18,7 +18,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.atomics import load32, load64, store32
 from uring_actors.arena.book import BOOK_DATA, BOOK_HIT_CAPACITY, BOOK_SLOT_BYTES, Book
 from uring_actors.hot import callback, hot
-from uring_actors.megakernel import ring
+from uring_actors.megakernel import packed, ring
 from uring_actors.megakernel.hits import add_hit
 from uring_actors.megakernel.newlines import last_newline_at, newlines_at
 from uring_actors.megakernel.words import search_words
@@ -107,10 +107,45 @@ def lead_of(address: int) -> int:
 
 
 @hot
+def match_packed(book: Book, slot: int, parameters: Book) -> bool:
+    """``match`` on a packed slot: each file is searched by itself, so nothing can match across two of them. All hits
+    go to the result block, file by file; what is a file's goes to its entry."""
+    address = ring.slot_address(book, slot)
+    data_slot = load32(address + abi.SLOT_DATA_SLOT)
+    base, result = packed.slot_base(book, data_slot), ring.result_address(book, data_slot)
+    total = 0
+    for i in range(packed.files_of(address)):
+        entry = base + i * abi.PACKED_ENTRY_BYTES
+        size = load32(entry + abi.PACKED_BYTES)
+        if size == 0:
+            continue
+        text = base + load32(entry + abi.PACKED_OFFSET)
+        hits = result + abi.RESULT_HITS + total * abi.HIT_BYTES
+        room = max(0, book[BOOK_HIT_CAPACITY] - total)
+        count = search(parameters, text, size, 0, hits, room)
+        if count < 0:
+            return False
+        if 0 < count <= min(FEW, room):
+            count_newlines_before(text, hits, count)
+        newlines = newlines_at(text, size)
+        store32(entry + abi.PACKED_HITS, count)
+        store32(entry + abi.PACKED_RESULT, total * abi.HIT_BYTES)
+        store32(entry + abi.PACKED_NEWLINES, newlines)
+        store32(entry + abi.PACKED_LAST_NEWLINE, last_newline_at(text, size) if newlines else abi.NO_NEWLINE)
+        total += count
+    overflow = total > book[BOOK_HIT_CAPACITY]
+    store32(result + abi.RESULT_COUNT, total)
+    store32(result + abi.RESULT_OVERFLOW, 1 if overflow else 0)
+    return not overflow
+
+
+@hot
 def match(book: Book, slot: int, parameters: Book) -> bool:
     """MATCH on a claimed slot: its result block. False where Python must go on: the block can't hold all hits (it
     says OVERFLOW then, and how many there are), or libhs failed (MATCH_ERROR)."""
     address = ring.slot_address(book, slot)
+    if packed.is_packed(address):
+        return match_packed(book, slot, parameters)
     data_slot = load32(address + abi.SLOT_DATA_SLOT)
     payload = load32(address + abi.SLOT_PAYLOAD_BYTES)
     text = book[BOOK_DATA] + data_slot * book[BOOK_SLOT_BYTES] + load32(address + abi.SLOT_PAYLOAD_OFFSET)

@@ -262,17 +262,9 @@ def _spell_count(least: int, most: int | None) -> bytes:
     return b"{%d}" % least if least == most else b"{%d,%d}" % (least, most)
 
 
-def spell_word(word: bytes) -> bytes:
-    """``spell`` for fixed bytes."""
-    return b"".join([_SPELLED[byte] for byte in word])
-
-
 def _spell_byte(byte: int) -> bytes:
     character = bytes([byte])
     return character if character.isalnum() and byte < 0x80 else b"\\x%02x" % byte
-
-
-_SPELLED = [_spell_byte(byte) for byte in range(256)]
 
 
 @lru_cache(maxsize=4096)

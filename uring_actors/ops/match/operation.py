@@ -10,7 +10,7 @@ and leaves them all in memory of this process, so nothing is lost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -32,10 +32,10 @@ from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
-from uring_actors.ops.match.reports import SCHEMAS, Report, make_report
+from uring_actors.ops.match.reports import SCHEMAS, Report, make_report, nothing_decided
 from uring_actors.ops.match.settle import FileSettler, Settled
 from uring_actors.ops.match.window import LocalFile
-from uring_actors.plan import FileEntry
+from uring_actors.plan import FileBatch, FileEntry
 from uring_actors.results.errors import Failure
 from uring_actors.uring.work import say_enough
 
@@ -43,6 +43,9 @@ _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
 _COUNT = struct.Struct("=I")
 _HIT = struct.Struct("=IIII")
+_ENTRY = struct.Struct("=IIIII")
+"""A packed file's entry up to its number of hits."""
+_NO_HITS: Hits = np.empty((0, _HIT_WORDS), np.uint32)
 _SHAPE = (ring.COLUMN_PAYLOAD_OFFSET, ring.COLUMN_PAYLOAD_BYTES, ring.COLUMN_HALO_BYTES)
 _WHOLE = abi.FLAG_FIRST | abi.FLAG_LAST
 
@@ -62,6 +65,7 @@ class Match:
     device_functions = ()
     parameter = 0
     notes = ()
+    packs = True
 
     @classmethod
     def of(
@@ -114,7 +118,15 @@ class Match:
         return MatchSettler(arena, self.plan_set, names, payload, self._overflowed(arena), report)
 
     def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
-        return lambda row: self._spill.pop(row[ring.COLUMN_DATA_SLOT])
+        return self._spilled
+
+    def _spilled(self, row: list[int]) -> Hits:
+        """The slot's hits, or those of the row's file where it is packed; the last one's takes them all away."""
+        data_slot, first = row[ring.COLUMN_DATA_SLOT], row[ring.COLUMN_RESULT] // abi.HIT_BYTES
+        hits, stop = self._spill[data_slot], first + row[ring.COLUMN_HIT_COUNT]
+        if stop == len(hits):
+            del self._spill[data_slot]
+        return hits[first:stop]
 
     @cached_property
     def _spill(self) -> dict[int, Hits]:
@@ -144,8 +156,19 @@ class MatchWorker:
         first_extent = slot[abi.SLOT_FILE_OFFSET // 4] == 0 and slot[abi.SLOT_FILE_OFFSET // 4 + 1] == 0
         lead = 0 if first_extent else 1
         stop = start + slot[abi.SLOT_PAYLOAD_BYTES // 4] + slot[abi.SLOT_HALO_BYTES // 4]
+        if slot[abi.SLOT_FLAGS // 4] & abi.FLAG_PACKED:
+            self._spill[data_slot] = np.concatenate(list(self._files(data_slot, slot[abi.SLOT_FILE_ID // 4])))
+            return
         (count,) = _COUNT.unpack_from(self._view, self._results + data_slot * self._result_bytes + abi.RESULT_COUNT)
         self._spill[data_slot] = self._finder.find(self._view[start - lead : stop], lead=lead, room=count)
+
+    def _files(self, data_slot: int, count: int) -> Iterator[Hits]:
+        """The hits of each file of a packed slot, as many as its entry says."""
+        base = self._data + data_slot * self._slot_bytes
+        for entry in range(base, base + count * abi.PACKED_ENTRY_BYTES, abi.PACKED_ENTRY_BYTES):
+            _, _, offset, size, hits = _ENTRY.unpack_from(self._view, entry)
+            text = self._view[base + offset : base + offset + size]
+            yield self._finder.find(text, room=hits) if hits else _NO_HITS
 
 
 class _OpenFile:
@@ -188,7 +211,7 @@ class MatchSettler:
         self._payload = payload
         self._overflowed = overflowed
         self._confirmer = Confirmer(plans)
-        self._listed: dict[int, FileEntry] = {}  # of which no extent has come yet
+        self._listed: dict[int, FileBatch] = {}  # of which no extent has come yet: the batch they are in
         self._open: dict[int, _OpenFile] = {}
         self._report = report
         self._enough = arena.at(layout.state + abi.STATE_ENOUGH)
@@ -200,12 +223,12 @@ class MatchSettler:
         return self._report.matches
 
     def expect(self, files: Sequence[FileEntry]) -> None:
-        for entry in files:
-            if entry.size == 0:
-                self.files += 1
-                self._report.end(entry.id, entry.path, opened=True)
-            else:
-                self._listed[entry.id] = entry
+        batch = FileBatch.of(files)
+        for row in np.flatnonzero(batch.sizes == 0).tolist():
+            self._report.end(int(batch.ids[row]), batch.path(row), opened=True, empty=True)
+        read = batch.ids[batch.sizes > 0].tolist()
+        self.files += len(batch) - len(read)
+        self._listed.update(dict.fromkeys(read, batch))
 
     def settle(self, rows: SlotRows) -> None:
         if self._candidates_only:
@@ -221,8 +244,9 @@ class MatchSettler:
             return rows
         empty = rows[unfit == 0]
         for number in empty[:, ring.COLUMN_FILE_ID].tolist():
-            entry = self._listed.pop(number)
-            self._report.end(number, entry.path, opened=True)
+            batch = self._listed.pop(number)
+            if self._report.every_file:
+                self._report.end(number, batch.entry(number).path, opened=True)
         self.files += len(empty)
         self.bytes += int(empty[:, ring.COLUMN_PAYLOAD_BYTES].sum())
         return rows[unfit != 0]
@@ -231,10 +255,11 @@ class MatchSettler:
         """The file of an extent that came; None for one of which no more is wanted."""
         file = self._open.get(number)
         if file is None:
-            entry = self._listed.pop(number, None)
-            if entry is None:
+            batch = self._listed.pop(number, None)
+            if batch is None:
                 assert number in self._stopped, "an extent of a file that is done"
                 return None
+            entry = batch.entry(number)
             settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
             file = self._open[number] = _OpenFile(entry, settler, extents(entry.size, self._payload))
         return file
@@ -303,7 +328,7 @@ class MatchSettler:
         newlines, newline = row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE]
         count = row[ring.COLUMN_HIT_COUNT]
         if 0 < count <= FEW and not row[ring.COLUMN_OVERFLOW] and not self._plans.in_slot:
-            found = self._counted_hits(row[ring.COLUMN_DATA_SLOT], count, base + at)
+            found = self._counted_hits(row, base + at)
             if once := self._plans.once_set:
                 self._report.seen(entry.id, {hit[0] for hit in found} & once)
                 found = [hit for hit in found if hit[0] not in once]
@@ -319,9 +344,7 @@ class MatchSettler:
             )
         patterns = ends = None
         if count:
-            hits = (
-                self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row[ring.COLUMN_DATA_SLOT], count)
-            )
+            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
             if len(self._plans.once):
@@ -340,13 +363,18 @@ class MatchSettler:
             newline=newline,
         )
 
-    def _counted_hits(self, data_slot: int, count: int, text: int) -> list[Found]:
+    def _block(self, row: list[int]) -> int:
+        """Where the slot's or file's hits begin."""
+        block = self._results + row[ring.COLUMN_DATA_SLOT] * self._result_bytes + abi.RESULT_HITS
+        return block + row[ring.COLUMN_RESULT]
+
+    def _counted_hits(self, row: list[int], text: int) -> list[Found]:
         """A few hits; newlines before them are counted here where the kernel has not (the payload is at ``text``)."""
-        block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
+        block, count = self._block(row), row[ring.COLUMN_HIT_COUNT]
         hits = list(_HIT.iter_unpack(self._view[block : block + count * abi.HIT_BYTES]))
         if not hits[-1][3] & abi.HIT_COUNTED:
             count_newlines_before(self._address + text, self._address + block, count)
-            return self._counted_hits(data_slot, count, text)
+            return self._counted_hits(row, text)
         return [(pattern, end, flags & ~abi.HIT_COUNTED) for pattern, _, end, flags in hits]
 
     def _text(self, row: list[int]) -> tuple[memoryview, int]:
@@ -357,9 +385,9 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _hits(self, data_slot: int, count: int) -> Hits:
-        block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
-        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
+    def _hits(self, row: list[int]) -> Hits:
+        count = row[ring.COLUMN_HIT_COUNT]
+        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
 
     def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> bool:
         """Whether more of this file is wanted. ``text``: the slot's bytes, from ``base`` on."""
@@ -371,7 +399,7 @@ class MatchSettler:
                     Failure(file.entry.path, fault.reason + which, errno=fault.errno or None, offset=fault.offset)
                 )
             # Of several extents settled at once only the last says what is decided: rows of the others may wait.
-            decided = file.settler.decided if k == len(settled) - 1 else 0
+            decided = file.settler.decided if k == len(settled) - 1 else nothing_decided
             with window.lent(text, base):
                 if not self._report.add(entry.id, entry.path, part.rows, decided, window):
                     return False

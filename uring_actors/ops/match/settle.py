@@ -94,7 +94,6 @@ class FileSettler:
         """Whether all of the file has been settled (or given up)."""
         return self._frontier == self.size
 
-    @property
     def decided(self) -> int:
         """No row that is still to come starts before this offset."""
         if self._unbounded is None:

@@ -7,6 +7,7 @@ goes where another rule has found the same. So a file's findings are held until 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,6 +84,7 @@ class Findings:
         self._rules = [CompiledRule(rule, rules.allowlists) for rule in rules.rules]
         self._searched = [k for k, rule in enumerate(rules.rules) if rule.regex is not None]
         self._paths = [k for k, rule in enumerate(rules.rules) if rule.regex is None]
+        self.every_file = bool(self._paths)
         first = len(self._searched)
         places = {word: first + k for k, word in enumerate(rules.keywords)}
         self._keywords = [{places[fold_keyword(word)] for word in rule.keywords} for rule in rules.rules]
@@ -92,7 +94,7 @@ class Findings:
         self._ready: list[pa.RecordBatch] = []
         self._failures: list[Failure] = []
 
-    def add(self, number: int, path: bytes, rows: Rows, decided: int, window: Window) -> bool:
+    def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int], window: Window) -> bool:
         file = self._file(number)
         data = rows.data.data
         offsets = rows.offsets.tolist()
@@ -126,10 +128,12 @@ class Findings:
     def seen(self, number: int, which: set[int]) -> None:
         self._file(number).keywords |= which
 
-    def end(self, number: int, path: bytes, *, opened: bool) -> None:
+    def end(self, number: int, path: bytes, *, opened: bool, empty: bool = False) -> None:
         file = self._files.pop(number, None)
-        if file is None:  # it is empty, or was never opened
-            return
+        if file is None:  # nothing was found in it
+            if empty or not (opened and self._paths):
+                return
+            file = _File()
         found = [f for f in file.findings if self._counts(file, f.rule)]
         if any(self._generic[f.rule] for f in found):
             found = self._without_echoes(found)
