@@ -3,8 +3,8 @@
     python -m benchmarks.gpu [--slots N] [--slot-size BYTES] [--only hand-over|touch|operations] [--plot FILE]
 
 Prints, from one run: the time from publishing one 4 KiB slot to seeing it DONE, and what an idle kernel's polling
-takes from a copy; TOUCH over slots read in place (slot sizes and grids swept); every operation. Rates are medians, beside
-cudaMemcpyAsync of the same registered memory, measured in alternation.
+takes from a copy; TOUCH over slots read in place (slot sizes and grids swept); every operation. Rates are medians,
+beside cudaMemcpyAsync of the same registered memory, measured in alternation.
 """
 
 from __future__ import annotations

@@ -274,3 +274,19 @@ def test_histogram_blocks_and_counts(run: Run) -> None:
     first, second = map(json.loads, out.splitlines())
     assert (first["counts"][0], first["counts"][255], second["counts"][255]) == (1500, 548, 952)
     assert second["entropy"] == 0
+
+
+@pytest.mark.parametrize("command", ["checksum", "histogram"])
+def test_files_are_chosen_as_for_a_scan(run: Run, tmp_path: Path, command: str) -> None:
+    for name in ("a.bin", "b.txt", ".hidden.bin"):
+        (tmp_path / name).write_bytes(b"123456789")
+    status, out, _ = run(command, "--quiet", "--include", "*.bin", "--no-hidden", ".")
+    assert status == 0
+    assert [line.split()[-1] for line in out.splitlines()[1 if command == "histogram" else 0 :]] == ["./a.bin"]
+
+
+def test_a_manifest_names_its_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "manifest").write_text("e3069283  a\n")
+    status, _, err = run("checksum", "-c", "manifest", "--include", "*.bin")
+    assert status == 2
+    assert "leave out what chooses among them" in err

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from uring_actors.cli import options
+from uring_actors.cli.selecting import choosing
 from uring_actors.config import ScanOptions
 
 
@@ -29,6 +30,7 @@ from uring_actors.config import ScanOptions
 @options.rows
 @options.pipeline
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
+@choosing
 def checksum(
     paths: tuple[bytes, ...],
     base64: bool,
@@ -40,6 +42,7 @@ def checksum(
     form: str,
     output: bytes | None,
     no_progress: bool,
+    selection: dict[str, Any],
     **pipeline: Any,
 ) -> int:
     """Print the CRC32C of every file in PATH..., or verify them with -c.
@@ -54,6 +57,8 @@ def checksum(
         raise click.UsageError(f"{'-c' if manifests else '--base64'} is for the format text, not {form}.")
     if base64 and manifests:
         raise click.UsageError("-c reads both forms: leave --base64 out.")
+    if manifests and any(value for name, value in selection.items() if name != "hidden"):
+        raise click.UsageError("With -c the manifest names the files: leave out what chooses among them.")
     if not manifests and (ignore_missing or strict or status):
         raise click.UsageError("--ignore-missing, --strict and --status go with -c.")
 
@@ -64,6 +69,7 @@ def checksum(
         patterns=(),
         operation="checksum",
         options={name: getattr(checked, name) for name in pipeline},
+        selection=selection,
         form=form,
         output=output,
         progress=not (no_progress or quiet or status),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from uring_actors.cli import options
+from uring_actors.cli.selecting import choosing
 from uring_actors.config import ScanOptions, parse_size
 from uring_actors.errors import OptionError
 
@@ -38,6 +39,7 @@ def _block(context: click.Context, parameter: click.Parameter, value: str | None
 @options.pipeline
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@choosing
 def histogram(
     paths: tuple[bytes, ...],
     block: int,
@@ -46,6 +48,7 @@ def histogram(
     output: bytes | None,
     no_progress: bool,
     quiet: bool,
+    selection: dict[str, Any],
     **pipeline: Any,
 ) -> int:
     """Count the bytes of every file in PATH..., and print their entropy.
@@ -65,6 +68,7 @@ def histogram(
             patterns=(),
             operation=Histogram(block),
             options={name: getattr(checked, name) for name in pipeline},
+            selection=selection,
             form=form,
             output=output,
             progress=not (no_progress or quiet),
