@@ -172,6 +172,7 @@ CONSTANTS = {
 LAYOUTS = {
     (1, 1, 4096, 4096): {
         "slots": 1,
+        "packed_entries": 4,
         "ring_slots": 2,
         "channel_records": 2,
         "channel_bytes": 192,
@@ -189,6 +190,7 @@ LAYOUTS = {
     },
     (3, 5, 65536, 8192): {
         "slots": 15,
+        "packed_entries": 64,
         "ring_slots": 32,
         "channel_records": 32,
         "channel_bytes": 1152,
@@ -206,6 +208,7 @@ LAYOUTS = {
     },
     (70, 16, 1048576, 16384): {
         "slots": 1120,
+        "packed_entries": 1024,
         "ring_slots": 4096,
         "channel_records": 4096,
         "channel_bytes": 131200,

@@ -122,6 +122,6 @@ def test_a_file_that_cannot_be_opened_has_no_lane(tmp_path: Path, monkeypatch: p
         raise PermissionError(13, "no")
 
     monkeypatch.setattr("uring_actors.reader.open_file", refuse)
-    (tmp_path / "f").write_bytes(b"x")
+    (tmp_path / "f").write_bytes(bytes(3 * SLOT))  # too large to be packed with others
     stats = scanned(tmp_path, Touch(), io_engine="pread")[0].stats()
     assert (stats.retired, stats.scanned, stats.faults) == (1, (0,), (0,))

@@ -329,9 +329,8 @@ class MatchSettler:
         count = row[ring.COLUMN_HIT_COUNT]
         if 0 < count <= FEW and not row[ring.COLUMN_OVERFLOW] and not self._plans.in_slot:
             found = self._counted_hits(row, base + at)
-            if once := self._plans.once_set:
-                self._report.seen(entry.id, {hit[0] for hit in found} & once)
-                found = [hit for hit in found if hit[0] not in once]
+            if self._report.sifts and (idle := self._report.sift(entry.id, entry.path, {hit[0] for hit in found})):
+                found = [hit for hit in found if hit[0] not in idle]
             return self._confirmer.confirm_few(
                 slot,
                 at=at,
@@ -347,10 +346,10 @@ class MatchSettler:
             hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
-            if len(self._plans.once):
-                seen = np.isin(patterns, self._plans.once)
-                self._report.seen(entry.id, set(patterns[seen].tolist()))
-                patterns, ends = patterns[~seen], ends[~seen]
+            if self._report.sifts:
+                idle = self._report.sift(entry.id, entry.path, set(patterns.tolist()))
+                wanted = np.isin(patterns, list(idle), invert=True)
+                patterns, ends = patterns[wanted], ends[wanted]
         return self._confirmer.confirm(
             slot,
             at=at,

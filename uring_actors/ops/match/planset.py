@@ -72,6 +72,29 @@ def _find(regex: Any, anchor: str) -> Find:
     return find
 
 
+Spans = Callable[[memoryview, int, int], Sequence[tuple[int, int]]]
+"""As ``Find``, for the whole stretch: the bounds of the match and of each group; the first (-1, -1) for nothing."""
+
+
+def find_groups(regex: Any) -> Spans:
+    """google-re2's ``fullmatch`` with its groups, as ``_find`` has it without."""
+    try:
+        inner, how = regex._regexp.Match, re2._re2.RE2.Anchor.ANCHOR_BOTH
+    except AttributeError:
+
+        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+            found = regex.fullmatch(text, position, stop)
+            return [(-1, -1)] if found is None else [found.span(k) for k in range(regex.groups + 1)]
+
+    else:
+
+        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+            spans: Sequence[tuple[int, int]] = inner(how, text, position, stop)
+            return spans
+
+    return find
+
+
 def _not_searched(text: memoryview, position: int, stop: int) -> tuple[int, int]:
     raise AssertionError("a literal's candidates are its matches: nobody searches for it")
 
@@ -121,8 +144,7 @@ class PlanSet:
 
     ``halo`` is how many bytes must follow an extent's payload (fewer only at the file's end): one more than the
     widest thing an engine or RE2 looks for in a slot. An unbounded pattern's candidates count as well: one that
-    lies across two extents is reported by the first alone. ``once`` has the indexes of the plans whose candidates
-    are believed, and are no rows.
+    lies across two extents is reported by the first alone.
     """
 
     def __init__(self, plans: Sequence[PatternPlan]) -> None:
@@ -137,9 +159,6 @@ class PlanSet:
             frozenset(p.plan.index for p in kinds[kind] if p.plan.candidate is not None)
             for kind in (Kind.LINE, Kind.FILE)
         )
-        engines = (Kind.LITERAL, Kind.BOUNDED)
-        self.once = np.array([plan.index for plan in plans if plan.once and plan.kind in engines], np.int32)
-        self.once_set = frozenset(self.once.tolist())
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal

@@ -32,13 +32,16 @@ class Report(Protocol):
         """Take rows of file ``number``; no further row of it will start before ``decided()``. Whether more of this
         file's rows are wanted. ``window`` reads the file; what lies in the data slot that was settled last it has."""
 
-    def seen(self, number: int, which: set[int]) -> None:
-        """The file has these patterns, of which only that matters (``PatternPlan.once``). They may come again, and,
-        where no engine runs, as rows."""
+    sifts: bool
+    """Whether ``sift`` is to be asked."""
+
+    def sift(self, number: int, path: bytes, patterns: set[int]) -> set[int]:
+        """Before an extent's candidates are confirmed: of which patterns they need not be. ``patterns``: all that it
+        has candidates of."""
 
     def end(self, number: int, path: bytes, *, opened: bool, empty: bool = False) -> None:
-        """The file is done with (``opened``: it could be read, at least in part; ``empty``: it has no bytes).
-        Once a file."""
+        """The file is done with (``opened``: it could be read, at least in part; ``empty``: there was nothing to
+        read). Once a file."""
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         """Batches that are full; with ``everything`` the rest too."""
@@ -50,8 +53,10 @@ class Report(Protocol):
 class _Plain:
     """A report that decides nothing: rows are matches."""
 
-    def seen(self, number: int, which: set[int]) -> None:
-        pass
+    sifts = False
+
+    def sift(self, number: int, path: bytes, patterns: set[int]) -> set[int]:
+        return set()
 
     def take_failures(self) -> list[Failure]:
         return []

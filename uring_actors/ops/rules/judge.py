@@ -7,6 +7,7 @@ their cost. Groups are matched where the match stands, with the byte before and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import re2
 from numpy.typing import NDArray
 
+from uring_actors.ops.match.planset import Spans, find_groups
 from uring_actors.ops.match.window import Window
 from uring_actors.ops.rules.rules import Allowlist, Rule
 
@@ -26,6 +28,7 @@ LINE_REACH = 64 << 10
 
 _FIRST_REACH = 256
 _FEW = 1 << 16
+_FEW_BYTES = 1 << 10
 
 Test = Callable[[bytes], bool]
 
@@ -48,15 +51,15 @@ class CompiledRule:
         self.rule = rule
         allowlists = [_allow(one) for one in (*everywhere, *rule.allowlists)]
         self._path = None if rule.path is None else any_of([rule.path])
-        self._path_allows = [one.of_path for one in allowlists if one.of_path is not None]
+        self._path_allows = path_tests(rule.allowlists)
         self._secret_allows = [one for one in allowlists if one.of_match and one.target != "line"]
         self._line_allows = [one for one in allowlists if one.of_match and one.target == "line"]
-        self._groups: Any = None
+        self._groups: Spans | None = None
         if rule.regex is not None and (compiled := re2.compile(rule.regex.encode(), _options())).groups:
-            self._groups = compiled
+            self._groups = find_groups(compiled)
 
     def wants(self, path: bytes) -> bool:
-        """Whether the rule looks into the file at all."""
+        """Whether the rule looks into the file at all, as far as it says so itself."""
         if self._path is not None and not self._path(path):
             return False
         return not any(test(path) for test in self._path_allows)
@@ -84,21 +87,16 @@ class CompiledRule:
         if self._groups is None:
             return whole
         view, base = window.view(start, end)
-        found = self._groups.fullmatch(view, start - base, end - base)
-        if found is None:
+        spans = self._groups(view, start - base, end - base)
+        if spans[0][0] < 0:
             raise Changed
         if self.rule.secret_group:
-            return _group(view, found.span(self.rule.secret_group))
-        for number in range(1, self._groups.groups + 1):
-            low, high = found.span(number)
+            low, high = spans[self.rule.secret_group]
+            return bytes(view[low:high]) if low >= 0 else b""
+        for low, high in spans[1:]:
             if high > low:
                 return bytes(view[low:high])
         return whole
-
-
-def _group(view: memoryview, span: tuple[int, int]) -> bytes:
-    low, high = span
-    return bytes(view[low:high]) if low >= 0 else b""
 
 
 class _Allow:
@@ -137,6 +135,11 @@ def _allow(allowlist: Allowlist) -> _Allow:
     return _Allow(allowlist)
 
 
+def path_tests(allowlists: Iterable[Allowlist]) -> list[Test]:
+    """What decides by the path alone."""
+    return [test for one in allowlists if (test := _allow(one).of_path) is not None]
+
+
 def any_of(regexes: Iterable[str]) -> Test:
     """Whether one of ``regexes`` is found somewhere in a text."""
     joined = "|".join(f"(?:{regex})" for regex in regexes)
@@ -168,6 +171,10 @@ def shannon(secret: bytes) -> float:
 
     Every byte that is not UTF-8 counts as the one character U+FFFD.
     """
+    size = len(secret)
+    if size < _FEW_BYTES and secret.isascii():  # most are: a dozen characters, which arrays are no help with
+        shares = [secret.count(code) / size for code in set(secret)]
+        return -sum(share * math.log2(share) for share in shares) + 0.0
     codes: NDArray[Any] = np.frombuffer(secret, np.uint8)
     if not secret.isascii():
         text = secret.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass")
@@ -176,8 +183,8 @@ def shannon(secret: bytes) -> float:
         if len(codes) < _FEW:  # else an array of all code points is nothing
             codes = np.unique(codes, return_inverse=True)[1]
     counts = np.bincount(codes)
-    shares = counts[counts > 0] / max(1, len(secret))
-    return float(-(shares * np.log2(shares)).sum()) + 0.0
+    parts = counts[counts > 0] / size
+    return float(-(parts * np.log2(parts)).sum()) + 0.0
 
 
 def line_of(window: Window, start: int, end: int, match: bytes) -> bytes:

@@ -21,7 +21,7 @@ from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.window import ReadFailed, Window
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
-from uring_actors.ops.rules.judge import Changed, CompiledRule
+from uring_actors.ops.rules.judge import Changed, CompiledRule, path_tests
 from uring_actors.ops.rules.rules import Rule, Rules, fold_keyword
 from uring_actors.results.errors import Failure
 
@@ -67,11 +67,13 @@ class RuleScan:
 class _File:
     """A file's findings so far."""
 
-    __slots__ = ("findings", "keywords", "wanted")
+    __slots__ = ("allowed", "findings", "keywords", "wanted")
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.keywords: set[int] = set()
+        self.allowed: bool | None = None
+        """Whether no rule looks into this file; None: it hasn't been asked."""
         self.wanted: dict[int, bool] = {}
         """By rule, where it has been asked: whether the rule looks into this file."""
 
@@ -79,9 +81,12 @@ class _File:
 class Findings:
     """What becomes of MATCH's rows (``match.reports.Report``)."""
 
+    sifts = True
+
     def __init__(self, rules: Rules) -> None:
         self.matches = 0
         self._rules = [CompiledRule(rule, rules.allowlists) for rule in rules.rules]
+        self._everywhere = path_tests(rules.allowlists)
         self._searched = [k for k, rule in enumerate(rules.rules) if rule.regex is not None]
         self._paths = [k for k, rule in enumerate(rules.rules) if rule.regex is None]
         self.every_file = bool(self._paths)
@@ -125,8 +130,13 @@ class Findings:
                 file.findings.append(Finding(start, which, end, line, column, match, *verdict))
         return True
 
-    def seen(self, number: int, which: set[int]) -> None:
-        self._file(number).keywords |= which
+    def sift(self, number: int, path: bytes, patterns: set[int]) -> set[int]:
+        """Keywords are only noted: their expressions are exact. Rules that don't look into the file are left out."""
+        file = self._file(number)
+        keywords = {plan for plan in patterns if plan >= len(self._searched)}
+        file.keywords |= keywords
+        rest = patterns - keywords
+        return keywords | {plan for plan in rest if not self._wants(file, self._searched[plan], path)}
 
     def end(self, number: int, path: bytes, *, opened: bool, empty: bool = False) -> None:
         file = self._files.pop(number, None)
@@ -162,7 +172,9 @@ class Findings:
     def _wants(self, file: _File, which: int, path: bytes) -> bool:
         answer = file.wanted.get(which)
         if answer is None:
-            answer = file.wanted[which] = self._rules[which].wants(path)
+            if file.allowed is None:
+                file.allowed = any(test(path) for test in self._everywhere)
+            answer = file.wanted[which] = not file.allowed and self._rules[which].wants(path)
         return answer
 
     def _counts(self, file: _File, which: int) -> bool:
