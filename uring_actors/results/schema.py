@@ -112,7 +112,9 @@ class MatchBatches:
         first = 0
         while first < len(rows):
             room = int(rows.offsets[first]) + self._max_bytes - self._bytes
-            fits = int(np.searchsorted(rows.offsets, room, "right")) - 1
+            fits = len(rows)
+            if rows.offsets[fits] > room:  # mostly all fit, and to look is quicker than to search
+                fits = int(np.searchsorted(rows.offsets, room, "right")) - 1
             last = min(len(rows), first + self._max_rows - self._rows, fits)
             if last <= first:
                 if self._pieces:
