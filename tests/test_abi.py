@@ -163,6 +163,7 @@ CONSTANTS = {
 # lanes, slots_per_lane, slot_bytes, result_bytes → where everything lies
 LAYOUTS = {
     (1, 1, 4096, 4096): {
+        "packed_entries": 4,
         "slots": 1,
         "ring_slots": 2,
         "channel_records": 2,
@@ -180,6 +181,7 @@ LAYOUTS = {
         "total": 53248,
     },
     (3, 5, 65536, 8192): {
+        "packed_entries": 64,
         "slots": 15,
         "ring_slots": 32,
         "channel_records": 32,
@@ -197,6 +199,7 @@ LAYOUTS = {
         "total": 1155072,
     },
     (70, 16, 1048576, 16384): {
+        "packed_entries": 1024,
         "slots": 1120,
         "ring_slots": 4096,
         "channel_records": 4096,
