@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import checksum, data, direct, literals, memory, nop, patterns, small, start
+from benchmarks import checksum, data, direct, literals, memory, nop, patterns, rules, small, start
 from benchmarks.model import GIB, Missing, Report, Setting
 from benchmarks.table import table
 from uring_actors.config import parse_size
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], None]] = {
     "patterns": patterns.measure,
     "checksum": checksum.measure,
     "literals": literals.measure,
+    "rules": rules.measure,
     "small": small.measure,
     "direct": direct.measure,
     "memory": memory.measure,

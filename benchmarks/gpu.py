@@ -1,10 +1,10 @@
 """The CUDA megakernel alone, on slots that are in memory already: hand-over time and bandwidth.
 
-    python -m benchmarks.gpu [--slots N] [--slot-size BYTES] [--only hand-over|touch|operations]
+    python -m benchmarks.gpu [--slots N] [--slot-size BYTES] [--only hand-over|touch|operations] [--plot FILE]
 
-Prints, from one run: the time from publishing one 4 KiB slot to seeing it DONE; TOUCH over slots read in place (slot
-sizes and grids swept); every operation. Rates are shares of cudaMemcpyAsync of the same registered memory, measured
-just before each.
+Prints, from one run: the time from publishing one 4 KiB slot to seeing it DONE, and what an idle kernel's polling
+takes from a copy; TOUCH over slots read in place (slot sizes and grids swept); every operation. Rates are medians, beside
+cudaMemcpyAsync of the same registered memory, measured in alternation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import statistics
 import sysconfig
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -76,26 +78,43 @@ def pattern_sets() -> dict[str, Automata]:
     return {name: build(device_plans(compile_patterns(patterns))[1]) for name, patterns in lists.items()}
 
 
-def memcpy_gb_per_s(arena: Arena, rounds: int = 7) -> float:
-    """One large cudaMemcpyAsync, host to device, of the arena's data slots."""
+def memcpy_gb_per_s(arena: Arena, rounds: int = 5) -> float:
+    """One large cudaMemcpyAsync, host to device, of the arena's data slots, which are registered."""
     cupy: Any = cuda.cupy
-    layout = arena.layout
-    size = layout.slots * layout.slot_bytes
-    cupy.cuda.runtime.hostRegister(arena.address, layout.total, 3)
+    size = arena.layout.slots * arena.layout.slot_bytes
     target = cupy.empty(size, cupy.uint8)
     stream = cupy.cuda.Stream(non_blocking=True)
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
     rates = []
     for _ in range(rounds):
         begin.record(stream)
-        cupy.cuda.runtime.memcpyAsync(target.data.ptr, arena.at(layout.data), size, 1, stream.ptr)
+        cupy.cuda.runtime.memcpyAsync(target.data.ptr, arena.at(arena.layout.data), size, 1, stream.ptr)
         end.record(stream)
         end.synchronize()
         rates.append(size / cupy.cuda.get_elapsed_time(begin, end) / 1e6)
     del target
-    cupy.get_default_memory_pool().free_all_blocks()
-    cupy.cuda.runtime.hostUnregister(arena.address)
     return statistics.median(rates)
+
+
+def copy_gb_per_s(arena: Arena) -> float:
+    """``memcpy_gb_per_s`` with nothing else on the GPU."""
+    runtime = cuda.cupy.cuda.runtime
+    runtime.hostRegister(arena.address, arena.layout.total, 3)
+    try:
+        return memcpy_gb_per_s(arena)
+    finally:
+        cuda.cupy.get_default_memory_pool().free_all_blocks()
+        runtime.hostUnregister(arena.address)
+
+
+def beside_idle_kernel_gb_per_s(arena: Arena) -> float:
+    """``memcpy_gb_per_s`` beside a kernel that polls an empty ring."""
+    # The copy's target is allocated before the kernel starts, and goes to the pool.
+    cuda.cupy.empty(arena.layout.slots * arena.layout.slot_bytes, cuda.cupy.uint8)
+    with started(arena, cuda.CudaKernel(arena)):
+        rate = memcpy_gb_per_s(arena)
+    cuda.cupy.get_default_memory_pool().free_all_blocks()
+    return rate
 
 
 def scan_gb_per_s(
@@ -149,16 +168,74 @@ def hand_over_us(arena: Arena, blocks: int | None, rounds: int = 20000) -> np.nd
     return took / 1e3
 
 
-def report(arena: Arena, what: str, opcode: int, size: int, blocks: int | None, automata: Automata | None) -> None:
-    copy = memcpy_gb_per_s(arena)
-    rate = scan_gb_per_s(arena, opcode, size, blocks, automata)
-    checked = (
-        "" if size < arena.layout.slot_bytes else ", right" if right(arena, opcode, size, automata) else ", WRONG"
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One measurement: medians in GB/s, and whether results were right (None: not looked at)."""
+
+    what: str
+    rate: float
+    copy: float
+    right: bool | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.rate / self.copy
+
+    def __str__(self) -> str:
+        verdict = {None: "", True: ", right", False: ", WRONG"}[self.right]
+        return f"{self.what}: {self.rate:.1f} GB/s, cudaMemcpyAsync {self.copy:.1f}, ratio {self.ratio:.3f}{verdict}"
+
+
+ROUNDS = 3
+
+
+def measure(
+    arena: Arena, what: str, opcode: int, size: int, blocks: int | None = None, automata: Automata | None = None
+) -> Line:
+    """Copy and scan in alternation."""
+    copies, rates = [], []
+    for _ in range(ROUNDS):
+        copies.append(copy_gb_per_s(arena))
+        rates.append(scan_gb_per_s(arena, opcode, size, blocks, automata, seconds=0.5))
+    whole = size == arena.layout.slot_bytes
+    line = Line(
+        what,
+        statistics.median(rates),
+        statistics.median(copies),
+        right(arena, opcode, size, automata) if whole else None,
     )
-    where = f"{size >> 10} KiB" + (f", {blocks} blocks" if blocks else "")
-    print(
-        f"{what}, {where}: {rate:.1f} GB/s, cudaMemcpyAsync {copy:.1f}, ratio {rate / copy:.3f}{checked}", flush=True
-    )
+    print(line, flush=True)
+    return line
+
+
+def operations(arena: Arena) -> Iterator[Line]:
+    size = arena.layout.slot_bytes
+    sets = pattern_sets()
+    for kind in ("words", "source"):
+        fill(arena, kind)
+        yield measure(arena, f"TOUCH, {kind}", abi.OP_SCAN_TOUCH, size)
+        yield measure(arena, f"CRC32C, {kind}", abi.OP_SCAN_CRC32C, size)
+        yield measure(arena, f"histogram, {kind}", abi.OP_SCAN_HISTOGRAM, size)
+        for name, automata in sets.items():
+            tables = f"{automata.size >> 10} KiB of tables"
+            yield measure(arena, f"MATCH, {kind}, {name}, {tables}", abi.OP_SCAN_MATCH, size, automata=automata)
+
+
+def plot(lines: Sequence[Line]) -> str:
+    """The ratios as bars, an SVG."""
+    row, left, width = 18, 360, 400
+    height = row * len(lines) + 40
+    shapes = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{height}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="100%" height="100%" fill="white"/><text x="{left}" y="14">share of cudaMemcpyAsync</text>',
+    ]
+    for k, line in enumerate(lines):
+        y, length = 24 + k * row, min(1.1, line.ratio) * width / 1.1
+        shapes.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(line.what)}</text>')
+        shapes.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{row - 4}" fill="#4878a8"/>')
+        shapes.append(f'<text x="{left + length + 4:.1f}" y="{y + 11}">{line.ratio:.2f}</text>')
+    return "\n".join([*shapes, "</svg>", ""])
 
 
 def main() -> None:
@@ -166,6 +243,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=512)
     parser.add_argument("--slot-size", type=int, default=1 << 20)
     parser.add_argument("--only", choices=("hand-over", "touch", "operations"))
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the operations' ratios, as SVG")
     options = parser.parse_args()
     reason = cuda.unavailable()
     if reason is not None:
@@ -180,23 +258,19 @@ def main() -> None:
             took = hand_over_us(arena, blocks)
             p50, p99 = np.percentile(took, [50, 99])
             print(f"hand-over 4 KiB, {blocks or 'all'} blocks: best {took.min():.1f} p50 {p50:.1f} p99 {p99:.1f} us")
+        alone, beside = [], []
+        for _ in range(ROUNDS):
+            alone.append(copy_gb_per_s(arena))
+            beside.append(beside_idle_kernel_gb_per_s(arena))
+        print(Line("a copy beside an idle kernel", statistics.median(beside), statistics.median(alone)))
     if options.only in (None, "touch"):
         for size in (64 << 10, 256 << 10, options.slot_size):
-            for grid in (9, 17, 33, None):
-                report(arena, "TOUCH", abi.OP_SCAN_TOUCH, size, grid, None)
+            for grid in (9, 33, None):
+                measure(arena, f"TOUCH, {size >> 10} KiB, {grid or 'all'} blocks", abi.OP_SCAN_TOUCH, size, grid)
     if options.only in (None, "operations"):
-        sets = pattern_sets()
-        for kind in ("words", "source"):
-            fill(arena, kind)
-            for size in (256 << 10, options.slot_size):
-                report(arena, f"TOUCH of {kind}", abi.OP_SCAN_TOUCH, size, None, None)
-                report(arena, f"CRC32C of {kind}", abi.OP_SCAN_CRC32C, size, None, None)
-                report(arena, f"histogram of {kind}", abi.OP_SCAN_HISTOGRAM, size, None, None)
-            for name, automata in sets.items():
-                tables = f"{automata.size >> 10} KiB of tables"
-                report(
-                    arena, f"MATCH of {kind}, {name}, {tables}", abi.OP_SCAN_MATCH, options.slot_size, None, automata
-                )
+        lines = list(operations(arena))
+        if options.plot is not None:
+            options.plot.write_text(plot(lines))
     arena.close()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, literals, small
+from benchmarks import data, literals, memory, small
 from benchmarks.__main__ import main
 from benchmarks.model import Missing, Reading, Report, Setting, Verdict, compare
 from benchmarks.peers import run
@@ -80,10 +80,14 @@ def test_direct(tmp_path: Path) -> None:
     assert figures(record)[0] == "direct, disk"
 
 
-def test_memory_and_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engines", [("threads",), pytest.param(("threads", "ray"), marks=pytest.mark.slow(reason="Ray starts twice"))]
+)
+def test_memory_and_start(tmp_path: Path, engines: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "BARS", {engine: memory.BARS[engine] for engine in engines})
     record = measure(tmp_path, "memory", "start")
-    expected = ["memory, threads", "memory growth, threads", "memory, ray", "memory growth, ray", "start"]
-    assert figures(record) == expected, record["left_out"]
+    expected = [f"memory{what}, {engine}" for engine in engines for what in ("", " growth")]
+    assert figures(record) == [*expected, "start"], record["left_out"]
 
 
 def test_the_text_is_source_like_and_has_the_size_asked_for(tmp_path: Path) -> None:

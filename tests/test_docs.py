@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"streams.md": "test_pump.py", "native-path.md": "nvme_qemu/guest.py"}
 """Pages whose scripts need more than an empty directory, and what runs them."""
 BLOCK = re.compile(r"<!-- run: tests/test_docs\.py -->\n```(console|python)\n(.*?)```", re.DOTALL)

@@ -214,9 +214,9 @@ def test_columns(tree: tuple[Path, dict[bytes, bytes]]) -> None:
 
 @pytest.mark.parametrize("operation", ["checksum", "histogram"])
 def test_a_file_that_vanishes_is_an_error_row(tmp_path: Path, monkeypatch: Any, operation: str) -> None:
-    (tmp_path / "a").write_bytes(b"x" * 300_000)  # too large to be packed
+    (tmp_path / "a").write_bytes(b"x" * 300_000)
     (tmp_path / "good").write_bytes(b"123456789")
     on_open(monkeypatch, (tmp_path / "a").unlink)
-    scan = ua.scan(tmp_path, operation=operation, engine="threads")
+    scan = ua.scan(tmp_path, operation=operation, engine="threads", slot_bytes=65536)
     check(scan.to_table().to_pylist(), {str(tmp_path / "good").encode(): b"123456789"})
     assert [(row["path"], row["error"]) for row in scan.errors.to_pylist()] == [(bytes(tmp_path / "a"), "ENOENT")]

@@ -118,9 +118,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     real = libhs.LibHs.compile
 
-    def counted(self: libhs.LibHs, expressions: list[bytes], ids: list[int]) -> libhs.Database:
+    def counted(self: libhs.LibHs, expressions: list[bytes], *others: list[int]) -> libhs.Database:
         calls.append(len(expressions))
-        return real(self, expressions, ids)
+        return real(self, expressions, *others)
 
     monkeypatch.setattr(libhs.LibHs, "compile", counted)
     return calls

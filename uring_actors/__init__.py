@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from uring_actors.ops.checksum import Checksum
     from uring_actors.ops.histogram import Histogram
     from uring_actors.ops.match.pattern import Literal, Regex
+    from uring_actors.ops.match.pattern_file import read_patterns
+    from uring_actors.ops.rules.rules import Rules
     from uring_actors.ops.user import operation
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
@@ -44,6 +46,7 @@ _HOMES = {
     "Megakernel": "uring_actors.megakernel.megakernel",
     "Nop": "uring_actors.ops.bytesum",
     "Regex": "uring_actors.ops.match.pattern",
+    "Rules": "uring_actors.ops.rules.rules",
     "Scan": "uring_actors.scanning",
     "ScanOptions": "uring_actors.config",
     "ScanStats": "uring_actors.results.stats",
@@ -51,6 +54,7 @@ _HOMES = {
     "UringActorsError": "uring_actors.errors",
     "UringMegakernelPump": "uring_actors.uring.pump",
     "operation": "uring_actors.ops.user",
+    "read_patterns": "uring_actors.ops.match.pattern_file",
     "scan": "uring_actors.scanning",
 }
 
@@ -70,6 +74,7 @@ __all__ = [
     "Megakernel",
     "Nop",
     "Regex",
+    "Rules",
     "Scan",
     "ScanOptions",
     "ScanStats",
@@ -77,6 +82,7 @@ __all__ = [
     "UringActorsError",
     "UringMegakernelPump",
     "operation",
+    "read_patterns",
     "scan",
 ]
 

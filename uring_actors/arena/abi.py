@@ -18,6 +18,7 @@ Who writes what (one writer at a time, each hand-over a release-store that the n
     order[n]               publisher, before TAIL passes it
     channel tail, records  its producer;  channel head: its consumer
     data slot              lane (kernel: DMA) → publisher → kernel → kernel host → back by credit
+    a lane's SAMPLE words  whoever has the timed extent's data slot; BUSY: lane sets it, publisher clears it
     result block           the kernel while its data slot is CLAIMED, then the kernel host reads
     =====================  ==========================================================================
 """
@@ -77,6 +78,14 @@ BELL_HOST: Final = 384
 STATE_ENOUGH: Final = 2048
 ENOUGH_WORDS: Final = 512
 STATE_BYTES: Final = PAGE
+# After the state lines, one line for each lane: its bell, and the times of the one extent that is being timed
+# (``samples.py``). Words of 64 bits but the first: ns of CLOCK_MONOTONIC.
+SAMPLE_BUSY: Final = 8  # u32: the lane is timing an extent whose times nobody has taken yet
+SAMPLE_BEGUN: Final = 16  # the lane: its read was begun
+SAMPLE_READ: Final = 24  # the lane: it was read
+SAMPLE_PUBLISHED: Final = 32  # the publisher
+SAMPLE_DONE: Final = 40  # the kernel; 0 from one that has no such clock, then the kernel host when it sees it done
+SAMPLE_EVERY: Final = 64  # extents that a lane begins from one that is timed to the next, at least
 
 # ── ring slot: 16 words, one cache line ──────────────────────────────────────────────────────────────────────
 RING_SLOT_BYTES: Final = 64
@@ -147,6 +156,7 @@ FLAG_FIRST: Final = 1  # the file's first extent
 FLAG_LAST: Final = 2  # the file's last
 FLAG_PACKED: Final = 4  # several files in one data slot
 FLAG_FAILED: Final = 8  # bytes are missing at the end (maybe all): SLOT_ERRNO says why; the rest is scanned
+FLAG_TIMED: Final = 16  # its stages are timed, in its lane's line
 NO_DATA_SLOT: Final = 0xFFFFFFFF
 
 # ── a packed data slot (FLAG_PACKED): a directory at its head, then the files' bytes ─────────────────────────
@@ -177,8 +187,10 @@ RECORD_EXTENT_ID: Final = 12
 RECORD_FILE_OFFSET: Final = 16  # u64: file offset of the payload's first byte
 RECORD_STATUS: Final = 24  # 0, or an errno: ENODATA where the file ended before the size it was listed with
 RECORD_FLAGS: Final = 28
-# A record kernel host → publisher has the data slot and the ring slot; publisher → lane only the data slot.
+# A record kernel host → publisher has the data slot, the ring slot, its payload's bytes, its status and its flags;
+# publisher → lane only the data slot.
 RECORD_RING_SLOT: Final = 4
+RECORD_PAYLOAD: Final = 8
 
 # ── result block: one for each data slot ─────────────────────────────────────────────────────────────────────
 RESULT_COUNT: Final = 0

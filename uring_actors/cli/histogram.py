@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -81,22 +82,25 @@ class HistogramTable:
         self._begun = False
 
     def write(self, batch: pa.RecordBatch) -> None:
+        import numpy as np
+
         if not self._begun:
             self._begun = True
             self._line("entropy", "bytes", "offset", "most frequent", b"path")
-        # One row at a time: the counts of a batch, as Python's numbers, take fifty times what they take in Arrow.
-        for i in range(batch.num_rows):
-            row = batch.slice(i, 1).to_pylist()[0]
-            found = row["counts"]
+        counts = batch.column("counts").flatten().to_numpy().astype(np.int64).reshape(-1, 256)
+        # Stable: of bytes that are as frequent, the lower first.
+        frequent = np.argsort(-counts, axis=1, kind="stable")[:, :_SHOWN]
+        names = [name for name in ("path", "offset", "bytes", "entropy") if name in batch.schema.names]
+        for row, found, bytes_ in zip(batch.select(names).to_pylist(), counts, frequent.tolist(), strict=True):
             self._line(
                 f"{row['entropy']:.4f}",
                 str(row["bytes"]),
                 str(row.get("offset")),
-                _most_frequent(found, row["bytes"]),
+                _most_frequent(bytes_, found, row["bytes"]),
                 row["path"],
             )
             if self._counts:
-                self._table(found)
+                self._table(found.tolist())
         self._stream.flush()
 
     def _line(self, entropy: str, size: str, offset: str, frequent: str, path: bytes) -> None:
@@ -116,10 +120,9 @@ class HistogramTable:
         self._stream.flush()
 
 
-def _most_frequent(counts: list[int], size: int) -> str:
-    """``20 ' ' 14.2%`` for each, the more frequent first, equals by value."""
-    order = sorted((value for value in range(256) if counts[value]), key=lambda value: -counts[value])
-    return "  ".join(f"{value:02x} {_character(value)} {counts[value] / size:5.1%}" for value in order[:_SHOWN])
+def _most_frequent(order: list[int], counts: Sequence[int], size: int) -> str:
+    """``20 ' ' 14.2%`` for each byte of ``order`` that occurs."""
+    return "  ".join(f"{b:02x} {_character(b)} {counts[b] / size:5.1%}" for b in order if counts[b])
 
 
 def _character(value: int) -> str:

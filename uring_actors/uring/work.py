@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from uring_actors.arena import abi, bell, channel
+from uring_actors.arena import abi, bell, channel, samples
 from uring_actors.arena.atomics import (
     clock_ns,
     fence,
@@ -138,9 +138,10 @@ FREE_JOB: Final = 23  # likewise in jobs
 READING: Final = 24  # reads begun and not finished
 LENT: Final = 25  # data slots announced and not credited
 FREE_COUNT: Final = 26
+UNTIMED: Final = 27  # extents begun since the last one that is timed
 # Set before the lane starts:
-PACKED_ENTRIES: Final = 27  # how many files go into a data slot
-SCRATCH: Final = 28  # address of memory for structures that system calls take
+PACKED_ENTRIES: Final = 28  # how many files go into a data slot
+SCRATCH: Final = 29  # address of memory for structures that system calls take
 ENGINE: Final = 32  # from here on an engine's own words
 STATE_WORDS: Final = 64
 
@@ -155,6 +156,7 @@ R_SKIP: Final = 6  # bytes before the payload
 R_WANT: Final = 7  # real bytes expected, skip and halo included
 R_DONE: Final = 8  # of them, here
 R_RETRIES: Final = 9
+R_TIMED: Final = 10  # its stages are timed
 READ_WORDS: Final = 16
 
 _SCRATCH_BYTES: Final = 512
@@ -428,6 +430,11 @@ def begin(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
     reads[slot, R_WANT] = end - (start - skip)
     reads[slot, R_DONE] = 0
     reads[slot, R_RETRIES] = 0
+    reads[slot, R_TIMED] = 0
+    state[UNTIMED] += 1
+    if state[UNTIMED] >= abi.SAMPLE_EVERY and samples.begin(state[LANE_BELL]):
+        reads[slot, R_TIMED] = 1
+        state[UNTIMED] = 0
     jobs[job, J_READING] += 1
     jobs[job, J_NEXT_EXTENT] = extent + 1
     if extent + 1 == jobs[job, J_END]:
@@ -480,6 +487,9 @@ def announce(state: Words, reads: Words, jobs: Words, counters: Words, slot: int
     if start + state[PAYLOAD] >= jobs[job, J_SIZE]:
         flags |= abi.FLAG_LAST
     nbytes = max(0, min(done, reads[slot, R_WANT]) - reads[slot, R_SKIP])
+    if reads[slot, R_TIMED] != 0:
+        samples.note(state[LANE_BELL], abi.SAMPLE_READ)
+        flags |= abi.FLAG_TIMED
     reads[slot, R_STATE] = SLOT_LENT
     state[READING] -= 1
     state[LENT] += 1
@@ -715,6 +725,7 @@ class Lane:
             FREE: 0,
             FREE_JOB: 0,
             FREE_COUNT: layout.slots_per_lane,
+            UNTIMED: abi.SAMPLE_EVERY,  # the first extent is timed
         }
         for index, value in values.items():
             state[index] = value

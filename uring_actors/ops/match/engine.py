@@ -106,7 +106,7 @@ class Finder:
 
 
 def _is_long(plan: PatternPlan) -> bool:
-    return plan.literal is not None and len(plan.literal) >= SHORTEST
+    return plan.literal is not None and len(plan.literal) >= SHORTEST and not plan.once
 
 
 def _without_engine(plan: PatternPlan, why: str) -> PatternPlan:
@@ -138,4 +138,9 @@ def _refusal(library: libhs.LibHs, plan: PatternPlan, refused: dict[int, str]) -
 
 
 def _database(library: libhs.LibHs, plans: Sequence[PatternPlan]) -> libhs.Database:
-    return stored.database(library, [plan.candidate or b"" for plan in plans], [plan.index for plan in plans])
+    return stored.database(
+        library,
+        [plan.candidate or b"" for plan in plans],
+        [plan.index for plan in plans],
+        [libhs.FLAG_DOTALL | (libhs.FLAG_SINGLEMATCH if plan.once else 0) for plan in plans],
+    )

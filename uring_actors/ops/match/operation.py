@@ -110,7 +110,11 @@ class Match:
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         names = [plan.name for plan in self.plans]
-        report = make_report(self.report, names, self.max_count)
+        return self.settler(arena, payload, make_report(self.report, names, self.max_count))
+
+    def settler(self, arena: Arena, payload: int, report: Report) -> Settler:
+        """A settler whose rows go to ``report``."""
+        names = [plan.name for plan in self.plans]
         return MatchSettler(arena, self.plan_set, names, payload, self._overflowed(arena), report)
 
     def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
@@ -221,7 +225,7 @@ class MatchSettler:
     def expect(self, files: Sequence[FileEntry]) -> None:
         batch = FileBatch.of(files)
         for row in np.flatnonzero(batch.sizes == 0).tolist():
-            self._report.end(int(batch.ids[row]), batch.path(row), opened=True)
+            self._report.end(int(batch.ids[row]), batch.path(row), opened=True, empty=True)
         read = batch.ids[batch.sizes > 0].tolist()
         self.files += len(batch) - len(read)
         self._listed.update(dict.fromkeys(read, batch))
@@ -276,7 +280,8 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                more = self._emit(file, file.settler.add(extent, result, *self._text(row)))
+                text = self._text(row)
+                more = self._emit(file, file.settler.add(extent, result, *text), *text)
             file.left -= 1
         if not more and file.left > 0:
             self._stopped.add(file.entry.id)
@@ -287,6 +292,7 @@ class MatchSettler:
             file.settler.close()
             del self._open[file.entry.id]
             self._report.end(file.entry.id, file.entry.path, opened=opened)
+            self.failures.extend(self._report.take_failures())
             self.files += 1
 
     def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
@@ -302,7 +308,7 @@ class MatchSettler:
             self._shrunk(file, extent, row)
             if extent > file.cut or row[ring.COLUMN_PAYLOAD_BYTES] == 0:
                 return None
-        return self._confirm(start, row)
+        return self._confirm(file.entry, start, row)
 
     def _stop(self, file: _OpenFile, start: int) -> int:
         return min(start + self._payload, file.entry.size)
@@ -315,14 +321,16 @@ class MatchSettler:
         if extent < file.cut:
             file.cut, file.cut_failure = extent, read_failure(file.entry, row)
 
-    def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
+    def _confirm(self, entry: FileEntry, start: int, row: list[int]) -> ExtentMatches:
         base = self._data + row[ring.COLUMN_DATA_SLOT] * self._slot_bytes
         slot = self._view[base : base + self._slot_bytes]
         at, payload, after = (row[k] for k in _SHAPE)
         newlines, newline = row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE]
         count = row[ring.COLUMN_HIT_COUNT]
-        if 0 < count <= FEW and not self._plans.in_slot and not row[ring.COLUMN_OVERFLOW]:
+        if 0 < count <= FEW and not row[ring.COLUMN_OVERFLOW] and not self._plans.in_slot:
             found = self._counted_hits(row, base + at)
+            if self._report.sifts and (idle := self._report.sift(entry.id, entry.path, {hit[0] for hit in found})):
+                found = [hit for hit in found if hit[0] not in idle]
             return self._confirmer.confirm_few(
                 slot,
                 at=at,
@@ -338,6 +346,10 @@ class MatchSettler:
             hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
+            if self._report.sifts:
+                idle = self._report.sift(entry.id, entry.path, set(patterns.tolist()))
+                wanted = np.isin(patterns, list(idle), invert=True)
+                patterns, ends = patterns[wanted], ends[wanted]
         return self._confirmer.confirm(
             slot,
             at=at,
@@ -376,8 +388,9 @@ class MatchSettler:
         count = row[ring.COLUMN_HIT_COUNT]
         return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
 
-    def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
-        """Whether more of this file is wanted."""
+    def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> bool:
+        """Whether more of this file is wanted. ``text``: the slot's bytes, from ``base`` on."""
+        entry, window = file.entry, file.settler.window
         for k, part in enumerate(settled):
             for fault in part.faults:
                 which = "" if fault.pattern is None else f" (pattern {self._names[fault.pattern]!r})"
@@ -386,6 +399,7 @@ class MatchSettler:
                 )
             # Of several extents settled at once only the last says what is decided: rows of the others may wait.
             decided = file.settler.decided if k == len(settled) - 1 else nothing_decided
-            if not self._report.add(file.entry.id, file.entry.path, part.rows, decided):
-                return False
+            with window.lent(text, base):
+                if not self._report.add(entry.id, entry.path, part.rows, decided, window):
+                    return False
         return True

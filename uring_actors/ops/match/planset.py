@@ -11,13 +11,20 @@ from typing import Any
 
 import numpy as np
 import re2
+from numpy.typing import NDArray
 
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
 
+_ROOMY = 32 << 20
+"""Bytes for the automata of an unbounded pattern, when they come to that. Counted repetitions make many states, and
+RE2 is ten times as slow where it has to forget them."""
 
-def _options(*, latin1: bool) -> Any:
+
+def _options(*, latin1: bool, roomy: bool = False) -> Any:
     options = re2.Options()
+    if roomy:
+        options.max_mem = _ROOMY
     options.never_capture = True
     options.log_errors = False
     if latin1:
@@ -31,7 +38,7 @@ def compile_source(plan: PatternPlan) -> Any:
         options = _options(latin1=True)
         options.literal = True
         return re2.compile(plan.literal, options)
-    return re2.compile(plan.re2, _options(latin1=plan.latin1))
+    return re2.compile(plan.re2, _options(latin1=plan.latin1, roomy=not plan.kind.confirmed_in_slot))
 
 
 Find = Callable[[memoryview, int, int], tuple[int, int]]
@@ -65,6 +72,29 @@ def _find(regex: Any, anchor: str) -> Find:
     return find
 
 
+Spans = Callable[[memoryview, int, int], Sequence[tuple[int, int]]]
+"""As ``Find``, for the whole stretch: the bounds of the match and of each group; the first (-1, -1) for nothing."""
+
+
+def find_groups(regex: Any) -> Spans:
+    """google-re2's ``fullmatch`` with its groups, as ``_find`` has it without."""
+    try:
+        inner, how = regex._regexp.Match, re2._re2.RE2.Anchor.ANCHOR_BOTH
+    except AttributeError:
+
+        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+            found = regex.fullmatch(text, position, stop)
+            return [(-1, -1)] if found is None else [found.span(k) for k in range(regex.groups + 1)]
+
+    else:
+
+        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+            spans: Sequence[tuple[int, int]] = inner(how, text, position, stop)
+            return spans
+
+    return find
+
+
 def _not_searched(text: memoryview, position: int, stop: int) -> tuple[int, int]:
     raise AssertionError("a literal's candidates are its matches: nobody searches for it")
 
@@ -79,10 +109,11 @@ class Pattern:
 
     ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``alive`` (the whole
     stretch) and ``alive_suffix`` (the longest stretch that is alive and ends with the *text*) are None where the
-    plan has no ``alive``. ``width`` is the maximum width, 0 where there is none.
+    plan has no ``alive``. ``foreign`` says of each byte whether no match can hold it; None where the plan doesn't.
+    ``width`` is the maximum width, 0 where there is none.
     """
 
-    __slots__ = ("alive", "alive_suffix", "literal", "match", "plan", "search", "width")
+    __slots__ = ("alive", "alive_suffix", "foreign", "literal", "match", "plan", "search", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
         self.plan = plan
@@ -95,10 +126,13 @@ class Pattern:
             self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
+        self.foreign: NDArray[np.bool_] | None = None
+        if plan.alphabet is not None:
+            self.foreign = np.array([not plan.alphabet >> byte & 1 for byte in range(256)])
         self.alive: Find | None = None
         self.alive_suffix: Find | None = None
         if plan.alive is not None:
-            options = _options(latin1=True)
+            options = _options(latin1=True, roomy=True)
             options.dot_nl = True
             self.alive = _find(re2.compile(plan.alive, options), "ANCHOR_BOTH")
             suffix = re2.compile(rb"(?:" + plan.alive + rb")\z", options)

@@ -64,7 +64,10 @@ class Settled:
 
 
 class FileSettler:
-    """One file's settler. Not for two threads at once; ``close`` it when it will not be finished."""
+    """One file's settler. Not for two threads at once; ``close`` it when it will not be finished.
+
+    ``window`` reads the file, for whoever needs what lies around a row; it opens the file again after ``close``.
+    """
 
     def __init__(
         self,
@@ -83,8 +86,8 @@ class FileSettler:
         self._lines = 0
         self._newline = NO_NEWLINE
         self._resume: dict[int, int] = {}  # by pattern, where a match crosses the frontier: its end
-        self._window = Window(open_reader, size, window_limit)
-        self._unbounded = _Unbounded(plans, self._window) if plans.unbounded and size else None
+        self.window = Window(open_reader, size, window_limit)
+        self._unbounded = _Unbounded(plans, self.window) if plans.unbounded and size else None
 
     @property
     def finished(self) -> bool:
@@ -109,7 +112,7 @@ class FileSettler:
         assert extent not in self._waiting, f"extent {extent} came twice"
         self._waiting[extent] = result
         done = []
-        with self._window.lent(text, base):
+        with self.window.lent(text, base):
             while (ready := self._waiting.pop(self._next, None)) is not None:
                 assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
                 done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
@@ -120,7 +123,7 @@ class FileSettler:
 
     def close(self) -> None:
         """Give the file back. Idempotent."""
-        self._window.close()
+        self.window.close()
 
     def _lose(self, extent: Unread) -> Settled:
         self._lines = self._newline = _UNKNOWN
@@ -193,7 +196,7 @@ class FileSettler:
         """How many of one pattern's rows go, and those that take their place."""
         pattern = self._plans.patterns[index]
         # ``resume`` lies behind the extent's start, so its context is in the extent.
-        view, base = self._window.view(extent.start, min(self.size, extent.stop + pattern.width), before=0)
+        view, base = self.window.view(extent.start, min(self.size, extent.stop + pattern.width), before=0)
         if pattern.literal is not None:
             dropped = len(starts)
             first = literal_chain(as_bytes(view), pattern.literal, resume - base, extent.stop - base)

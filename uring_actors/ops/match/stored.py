@@ -1,9 +1,9 @@
 """Compiled databases kept on disk, by content: large ones take seconds to compile, and milliseconds to load.
 
 A file is named by a digest of all that a database follows from (libhs, its version, the processor, every expression
-with its number) and holds a digest of the database, then the database. What is torn, foreign or of another version is
-as good as absent, and is written anew. Files are made under another name and renamed, so processes may write at the
-same time. What is used keeps its place; the oldest go where all together are more than LIMIT bytes.
+with its number and flags) and holds a digest of the database, then the database. What is torn, foreign or of another
+version is as good as absent, and is written anew. Files are made under another name and renamed, so processes may
+write at the same time. What is used keeps its place; the oldest go where all together are more than LIMIT bytes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _SUFFIX = ".hsdb"
 
 
-def database(library: LibHs, expressions: Sequence[bytes], ids: Sequence[int]) -> Database:
+def database(library: LibHs, expressions: Sequence[bytes], ids: Sequence[int], flags: Sequence[int]) -> Database:
     """``library.compile``, or what it gave another time. Raises HsError as that does."""
     directory = private_directory("databases")
-    path = os.path.join(directory, _key(library, expressions, ids) + _SUFFIX) if directory else ""
+    path = os.path.join(directory, _key(library, expressions, ids, flags) + _SUFFIX) if directory else ""
     found = _load(library, path) if path else None
     if found is not None:
         return found
     began = time.monotonic()
-    made = library.compile(expressions, ids)
+    made = library.compile(expressions, ids, flags)
     if path and time.monotonic() - began >= WORTHWHILE_SECONDS:
         with contextlib.suppress(OSError):  # a full disk costs the next start some seconds
             _store(path, made.serialize())
@@ -43,10 +43,10 @@ def database(library: LibHs, expressions: Sequence[bytes], ids: Sequence[int]) -
     return made
 
 
-def _key(library: LibHs, expressions: Sequence[bytes], ids: Sequence[int]) -> str:
+def _key(library: LibHs, expressions: Sequence[bytes], ids: Sequence[int], flags: Sequence[int]) -> str:
     digest = hashlib.sha256(b"%d %b\0%b" % (len(expressions), library.version.encode(), library.platform()))
-    for expression, number in zip(expressions, ids, strict=True):
-        digest.update(b"%d %d " % (number, len(expression)) + expression)
+    for expression, number, flag in zip(expressions, ids, flags, strict=True):
+        digest.update(b"%d %d %d " % (number, flag, len(expression)) + expression)
     return digest.hexdigest()
 
 

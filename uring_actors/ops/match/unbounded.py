@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from uring_actors.ops.match.newlines import as_bytes, first_newline, last_newline
+from uring_actors.ops.match.newlines import as_bytes, borders, first_newline, last_newline
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
@@ -277,7 +277,12 @@ class FileSearch:
         return stop if start < 0 else start + base
 
 
+_MANY_STARTS = 4
+"""Starts of one candidate from which on windows are quicker than to try each."""
+
 _FIRST_WINDOW = 128
+_FOREIGN_WINDOW = 512
+"""Where a byte that no match holds ends the search before the window does, mostly."""
 _ALLOWANCE = 1 << 20
 
 
@@ -330,21 +335,82 @@ class PrefixSearch:
         if not self._ends:
             return
         plan = self._pattern.plan
+        many = plan.candidate_max - plan.candidate_min >= _MANY_STARTS
+        look = self._windows if many and plan.alive is not None else self._one_by_one
         for end in self._ends:
-            start = max(self.at, end - plan.candidate_max)
-            while start <= end - plan.candidate_min and start < frontier:
-                found = self._attempt(start)
-                if found is not None:
-                    out.append(found)
-                    start = self.at = found.end
-                else:
-                    start = self.at = start + 1
-                if self._spent > 4 * self._window.size + _ALLOWANCE:
-                    self._linear = FileSearch(self._pattern, self._window, self.at)
-                    self._linear.learn(self._ends)
-                    return
+            start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
+            if start >= stop:
+                continue
+            self.at = start
+            look(end, stop, out)
+            if self._spent > 4 * self._window.size + _ALLOWANCE:
+                self._linear = FileSearch(self._pattern, self._window, self.at)
+                self._linear.learn(self._ends)
+                return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
         self._ends = ()
+
+    def _one_by_one(self, end: int, stop: int, out: list[Found]) -> None:
+        """Try every start from ``at`` up to ``stop``."""
+        while self.at < stop:
+            found = self._attempt(self.at)
+            if found is not None:
+                out.append(found)
+                self.at = found.end
+            else:
+                self.at += 1
+            if self._spent > 4 * self._window.size + _ALLOWANCE:
+                return
+
+    def _windows(self, end: int, stop: int, out: list[Found]) -> None:
+        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``."""
+        size = self._window.size
+        first = length = _FIRST_WINDOW if self._pattern.foreign is None else _FOREIGN_WINDOW
+        while self.at < stop:
+            high = min(size, max(end, self.at) + length)
+            try:
+                grown = self._search(end, high, stop, out)
+            except TooLong:
+                raise
+            except ReadFailed as error:
+                # Perhaps what lies before the trouble is enough.
+                if error.offset - 1 <= self.at:
+                    raise
+                if self._search(end, error.offset - 1, stop, out):
+                    raise
+                continue
+            length = 4 * length if grown else first
+
+    def _search(self, end: int, high: int, stop: int, out: list[Found]) -> bool:
+        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided.
+
+        A byte that no match holds ends all matches before it. Where the window has none, the starts before the least
+        one that is alive at the window's end are decided.
+        """
+        view, base = self._window.view(self.at, high)
+        last, low = high - base, self.at - base
+        final = high == self._window.size
+        if self._pattern.foreign is not None:
+            before, behind = borders(as_bytes(view), self._pattern.foreign, low, min(end - base, last), last)
+            low = min(before + 1, stop - base)
+            final, last = final or behind < last, behind
+        undecided = min(stop, high) - base
+        if not final:
+            assert self._pattern.alive_suffix is not None, "windows are for patterns with an alive expression"
+            start, _ = self._pattern.alive_suffix(view[:last], low, last)
+            if start >= 0:
+                undecided = min(undecided, start)
+        if undecided > low:
+            start, past = self._pattern.search(view, low, last)
+            self._spent += (past if start >= 0 else last) - low
+            if start >= 0 and start < undecided:
+                out.append(Found(start + base, past + base, bytes(view[start:past])))
+                self.at = past + base
+                return False
+        else:
+            self._spent += last - low
+        self.at = undecided + base
+        return self.at < stop
 
     def _attempt(self, start: int) -> Found | None:
         """The match that starts at ``start``."""
