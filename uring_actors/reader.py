@@ -6,7 +6,8 @@ The owner submits files and polls ``failure``; what was read is announced to the
 (``uring/work.py``), one record for each extent, and one for each file that could not be opened. Nothing here knows
 of Ray.
 
-One thread, the opener, does everything that Python must do for a file: open it, make sure that it is the one that
+Small files, where they are packed, go to a lane as they were listed, a batch at a time (``uring/pack.py``). For any
+other file one thread, the opener, does everything that Python must do: open it, make sure that it is the one that
 was listed, decide between the page cache and O_DIRECT for each stretch of it, hand its extents to lanes, close it
 when the last one is done. It holds at most ``max_open`` descriptors (and a file that is read both ways has two). Who
 writes what: ``submit`` appends to the queue of files; all else (descriptors, the lanes' jobs) is the opener's;
@@ -155,7 +156,7 @@ class Reader:
     device: for messages and thread names. io_engine: of ENGINES (``choose_io_engine`` decides). io: auto,
     direct or buffered. depth: the most reads in flight in a lane. run_extents: how many extents of a large file
     go to one lane in a piece. queue_files: how many files ``submit`` takes before it blocks. max_open: the most
-    descriptors.
+    descriptors. pack: whether small files share data slots.
 
     ``submit``, ``finish`` and ``close`` belong to the owner, who may call them from several threads; ``failure``
     and ``stats`` to anybody.
