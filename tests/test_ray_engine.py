@@ -162,6 +162,7 @@ def test_a_scan_that_is_given_up_leaves_nothing(many: Path, how: str) -> None:
 class BrokenSettler:
     files = bytes = matches = 0
     failures: tuple[Failure, ...] = ()
+    settled: tuple[int, ...] = ()
 
     def expect(self, files: object) -> None: ...
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uring_actors.config import ScanOptions
     from uring_actors.errors import UringActorsError
     from uring_actors.ingest import IngestDriver
+    from uring_actors.many.paths import HostLocal
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
     from uring_actors.ops.match.pattern import Literal, Regex
@@ -30,6 +31,7 @@ _HOMES = {
     "AtomicTail": "uring_actors.uring.tail",
     "Completion": "uring_actors.uring.stream",
     "GpuMappedBuffer": "uring_actors.uring.buffer",
+    "HostLocal": "uring_actors.many.paths",
     "IngestDriver": "uring_actors.ingest",
     "IngestTelemetry": "uring_actors.uring.telemetry",
     "IoUringState": "uring_actors.uring.ring",
@@ -53,6 +55,7 @@ __all__ = [
     "AtomicTail",
     "Completion",
     "GpuMappedBuffer",
+    "HostLocal",
     "IngestDriver",
     "IngestTelemetry",
     "IoUringState",

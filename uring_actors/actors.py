@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from uring_actors.arena.memory import Arena, ArenaHandle
 from uring_actors.errors import DeadlineExceeded, NodeFailed, PipelineError, UringActorsError
+from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.node import NodeSpec, NodeStats, node_failure
 from uring_actors.plan import FileEntry
@@ -88,13 +88,13 @@ class HostActor(_RoleActor):
         self._begin(arena, self._host)
         return arena.handle()
 
-    def add_files(self, files: Sequence[FileEntry]) -> None:
-        self._host.add_files(files)
+    def add_files(self, files: Sequence[FileEntry], group: int | None) -> None:
+        self._host.add_files(files, group)
 
     def finish(self, total: int) -> None:
         self._host.finish(total)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[Item]:
         yield from self._host.batches(self._check)
 
     def _check(self) -> None:
@@ -258,11 +258,11 @@ class RayNode:
 
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, files: Sequence[FileEntry]) -> None:
-        announced = self._host.add_files.remote(files)
+    def submit(self, files: Sequence[FileEntry], group: int | None = None) -> None:
+        announced = self._host.add_files.remote(files, group)
         pending = [
-            self._readers[reader].submit.remote(group, announced)
-            for reader, group in self.spec.by_reader(files).items()
+            self._readers[reader].submit.remote(part, announced)
+            for reader, part in self.spec.by_reader(files).items()
         ]
         self._submitted.extend(pending or [announced])
         self._wait_submitted(_SUBMITS_IN_FLIGHT * len(self._readers))
@@ -271,10 +271,10 @@ class RayNode:
         self._wait_submitted(0)
         self._call([reader.drain.remote() for reader in self._readers] + [self._host.finish.remote(total)])
 
-    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    def batches(self, check: Callable[[], None]) -> Iterator[Item]:
         while True:
             ready, _ = ray.wait([self._stream], timeout=_WATCH_SECONDS, fetch_local=False)
-            self._raise_failure()
+            self.check()
             check()
             if not ready:
                 continue
@@ -285,7 +285,7 @@ class RayNode:
             except ray.exceptions.RayError as error:
                 # The monitor may know better what died first.
                 time.sleep(_WATCH_SECONDS)
-                self._raise_failure()
+                self.check()
                 raise _unwrap(error, "kernel host") from error
             yield batch
 
@@ -301,18 +301,18 @@ class RayNode:
         """Wait until at most ``most`` submissions are under way: this is how a busy reader slows the listing."""
         while len(self._submitted) > most and not self._closing.is_set():
             done, self._submitted = ray.wait(self._submitted, num_returns=1, timeout=_WATCH_SECONDS)
-            self._raise_failure()
+            self.check()
             if done:
                 self._call(done)
 
     def _call(self, refs: Any) -> Any:
-        self._raise_failure()
+        self.check()
         try:
             return ray.get(refs, timeout=_CALL_SECONDS)
         except ray.exceptions.GetTimeoutError:
             raise DeadlineExceeded("an actor's answer", _CALL_SECONDS) from None
         except ray.exceptions.RayError as error:
-            self._raise_failure()
+            self.check()
             raise _unwrap(error, "an actor") from error
 
     # ── failure and end ──────────────────────────────────────────────────────────────────────────────────────
@@ -332,7 +332,7 @@ class RayNode:
             self._kill()
             return
 
-    def _raise_failure(self) -> None:
+    def check(self) -> None:
         if self._failure is not None:
             raise self._failure
 

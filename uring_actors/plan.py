@@ -63,6 +63,8 @@ class FileEntry:
     device: int
     """``st_dev``: files with the same one share a reader."""
     inode: int
+    mtime_ns: int = 0
+    """As ``st_mtime_ns``: with size and inode, what tells a changed file from an unchanged one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ class _Walker:
         if not stat.S_ISREG(status.st_mode):
             kind = _SPECIAL.get(stat.S_IFMT(status.st_mode), "special file")
             return Skipped(path, f"{kind}, not a regular file")
-        entry = FileEntry(self._next_id, path, status.st_size, status.st_dev, status.st_ino)
+        entry = FileEntry(self._next_id, path, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
         self._next_id += 1
         return entry
 

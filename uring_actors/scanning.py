@@ -17,15 +17,16 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from uring_actors.config import ScanOptions
-from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, UringActorsError
-from uring_actors.node import LocalNode, Node, NodeSpec
+from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.many.paths import HostLocal
+from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.ops.base import Operation
 from uring_actors.ops.bytesum import Nop, Touch
 from uring_actors.ops.match.operation import Match
@@ -34,6 +35,9 @@ from uring_actors.plan import AnyPath, FileEntry, devices, walk
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
 
+if TYPE_CHECKING:
+    from uring_actors.many.job import JobScan
+
 _FILES_AT_ONCE = 256
 _BYTES_AT_ONCE = 256 << 20
 _SECONDS_AT_MOST = 0.02
@@ -41,24 +45,42 @@ _SECONDS_AT_MOST = 0.02
 
 
 def scan(
-    paths: AnyPath | Iterable[AnyPath],
+    paths: AnyPath | HostLocal | Iterable[AnyPath | HostLocal],
     *,
     patterns: Iterable[Regex | Literal | str] | None = None,
     operation: str | Operation = "match",
+    address: str | None = None,
+    nodes: Mapping[str, str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **options: Any,
-) -> Scan:
+) -> Scan | JobScan:
     """Scan files and trees.
 
-    paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed.
+    paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed. With
+    ``address`` also ``HostLocal`` paths, which each node has for itself.
     patterns: what to search for, with ``operation="match"``; a plain str is a ``Regex``.
     operation: ``"match"``, ``"touch"`` (read every byte; rows path, bytes, sum) or ``"nop"`` (rows path, bytes).
+    address: of a Ray cluster (``"auto"``: the one that this machine is in): all of its nodes scan.
+    nodes: only those with these labels or resources (``{"disk": "nvme"}``; an empty value: a resource of that name).
+    checkpoint: a directory where progress and rows are kept. resume: go on with what is there.
     options: see ``ScanOptions`` (engine, io_engine, io, sqpoll, lanes, slot_bytes, slots, kernel_threads).
+
+    A ``Scan``, or with address or checkpoint a ``JobScan``, which looks the same.
 
     Raises, before anything starts: InputError (a path doesn't exist), PatternError (points into the pattern),
     OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
     """
     chosen = ScanOptions.of(**options)
-    return Scan(paths, make_operation(operation, patterns), chosen)
+    made = make_operation(operation, patterns)
+    given = [paths] if isinstance(paths, (str, bytes, os.PathLike, HostLocal)) else list(paths)
+    if address is None and nodes is None and checkpoint is None and not resume:
+        plain = [path for path in given if not isinstance(path, HostLocal)]
+        if len(plain) == len(given):
+            return Scan(plain, made, chosen)
+    from uring_actors.many.starting import start_job
+
+    return start_job(given, made, chosen, address=address, nodes=nodes, checkpoint=checkpoint, resume=resume)
 
 
 def make_operation(operation: str | Operation, patterns: Iterable[Regex | Literal | str] | None) -> Operation:
@@ -75,32 +97,6 @@ def make_operation(operation: str | Operation, patterns: Iterable[Regex | Litera
         raise OptionError(f"there is no operation {operation!r}", fix="There are match, touch and nop.") from None
 
 
-def _start_node(spec: NodeSpec) -> Node:
-    """The node, started. Under ``io_engine="auto"`` with pread where only setting the lanes up shows that io_uring
-    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together."""
-    try:
-        return _started(spec)
-    except (IoUringSyscall, MemlockTooSmall) as error:
-        if spec.options.io_engine != "auto" or spec.io_engine != "uring":
-            raise
-        return _started(spec.with_pread(error))
-
-
-def _started(spec: NodeSpec) -> Node:
-    if spec.options.engine == "threads":
-        node: Node = LocalNode(spec)
-    else:
-        from uring_actors.actors import RayNode  # Ray takes a second to import: only where it is used
-
-        node = RayNode(spec)
-    try:
-        node.start()
-    except BaseException:
-        node.close()
-        raise
-    return node
-
-
 class Scan:
     """A running scan: an iterable of record batches (once), and what is known about it.
 
@@ -114,7 +110,7 @@ class Scan:
         listing = walk(given)
         self.schema: pa.Schema = operation.schema
         spec = NodeSpec.decide(operation, options, devices(given))
-        self._node = _start_node(spec)
+        self._node = start_node(spec)
         try:
             for note in self._node.spec.notes:
                 warnings.warn(note, RuntimeWarning, stacklevel=3)

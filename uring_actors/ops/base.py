@@ -34,6 +34,8 @@ class Settler(Protocol):
     """Payload bytes of settled extents."""
     matches: int
     failures: list[Failure]
+    settled: list[int]
+    """Ids of files settled, failed ones included; the kernel host takes them out."""
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         """These files' extents will come. Empty files have none and are settled at once."""

@@ -64,6 +64,7 @@ class SumSettler:
         self.bytes = 0
         self.matches = 0
         self.failures: list[Failure] = []
+        self.settled: list[int] = []
         self._schema = schema
         self._payload = payload
         self._entries: dict[int, FileEntry] = {}
@@ -76,6 +77,7 @@ class SumSettler:
         for entry in files:
             if entry.size == 0:
                 self.files += 1
+                self.settled.append(entry.id)
                 self._ready.append((entry.path, 0, 0))
                 continue
             self._entries[entry.id] = entry
@@ -106,6 +108,7 @@ class SumSettler:
             if number in self._shrunk:
                 self.failures.append(self._shrunk.pop(number))
             self.files += 1
+            self.settled.append(number)
             self._ready.append((entry.path, int(count[number]), int(total[number])))
 
     def _fail(self, row: list[int]) -> None:

@@ -164,6 +164,7 @@ class MatchSettler:
         self.bytes = 0
         self.matches = 0
         self.failures: list[Failure] = []
+        self.settled: list[int] = []
         layout = arena.layout
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
@@ -181,6 +182,7 @@ class MatchSettler:
         for entry in files:
             if entry.size == 0:
                 self.files += 1
+                self.settled.append(entry.id)
                 continue
             settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
             self._open[entry.id] = _OpenFile(entry, settler, extents(entry.size, self._payload))
@@ -213,6 +215,7 @@ class MatchSettler:
             file.settler.close()
             del self._open[file.entry.id]
             self.files += 1
+            self.settled.append(file.entry.id)
 
     def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
         """What the file's settler gets for this slot; None for what lies behind the end of a shrunken file."""
