@@ -196,6 +196,13 @@ def _this_node() -> str:
     raise NodeFailed("node", "Ray does not list the node that this process runs on")
 
 
+def open_stream(source: Any, *args: Any) -> Any:
+    """What ``batches`` of that actor yields, as a generator of references, a few ahead of whoever takes them."""
+    return source.batches.options(
+        num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
+    ).remote(*args)
+
+
 class RayNode:
     """One node's pipeline as Ray actors."""
 
@@ -216,9 +223,10 @@ class RayNode:
     def start(self) -> None:
         ensure_ray()
         deadline = time.monotonic() + _START_SECONDS
-        # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something, and
-        # a little of the node's own resource also says where.
-        self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK")
+        # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something: a
+        # little of the node's own resource. The label says where, for several raylets may share one address.
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK", bundle_label_selector=[here])
         self._get(self._group.ready(), "placement group", deadline)
         self._host = self._actor("kernel host", HostActor)
         self._publisher = self._actor("publisher", PublisherActor)
@@ -229,9 +237,6 @@ class RayNode:
         for (role, _), ref in zip(self._actors[1:], begun, strict=True):
             self._get(ref, role, deadline)
         self._sentinels = {actor.run.remote(): role for role, actor in self._actors}
-        self._stream = self._host.batches.options(
-            num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
-        ).remote()
         self._monitor.start()
 
     def _actor(self, role: str, cls: type[_RoleActor], *args: Any) -> Any:
@@ -254,7 +259,7 @@ class RayNode:
         except ray.exceptions.GetTimeoutError:
             raise DeadlineExceeded(f"the {role} to start", _START_SECONDS) from None
         except ray.exceptions.RayError as error:
-            raise _unwrap(error, role) from error
+            raise unwrap(error, role) from error
 
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -271,22 +276,28 @@ class RayNode:
         self._wait_submitted(0)
         self._call([reader.drain.remote() for reader in self._readers] + [self._host.finish.remote(total)])
 
+    @property
+    def host(self) -> Any:
+        """The kernel host's handle: who takes its ``batches`` need not be here."""
+        return self._host
+
     def batches(self, check: Callable[[], None]) -> Iterator[Item]:
+        stream = open_stream(self._host)
         while True:
-            ready, _ = ray.wait([self._stream], timeout=_WATCH_SECONDS, fetch_local=False)
+            ready, _ = ray.wait([stream], timeout=_WATCH_SECONDS, fetch_local=False)
             self.check()
             check()
             if not ready:
                 continue
             try:
-                batch = ray.get(next(self._stream))
+                batch = ray.get(next(stream))
             except StopIteration:
                 return
             except ray.exceptions.RayError as error:
                 # The monitor may know better what died first.
                 time.sleep(_WATCH_SECONDS)
                 self.check()
-                raise _unwrap(error, "kernel host") from error
+                raise unwrap(error, "kernel host") from error
             yield batch
 
     def stats(self) -> NodeStats:
@@ -313,7 +324,7 @@ class RayNode:
             raise DeadlineExceeded("an actor's answer", _CALL_SECONDS) from None
         except ray.exceptions.RayError as error:
             self.check()
-            raise _unwrap(error, "an actor") from error
+            raise unwrap(error, "an actor") from error
 
     # ── failure and end ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -328,7 +339,7 @@ class RayNode:
                 ray.get(ended[0])
                 self._failure = NodeFailed(role, "it ended before the scan did")
             except ray.exceptions.RayError as error:
-                self._failure = _unwrap(error, role)
+                self._failure = unwrap(error, role)
             self._kill()
             return
 
@@ -367,7 +378,7 @@ class RayNode:
                 ray.get([actor.stop.remote() for actor in group], timeout=_STOP_SECONDS)
 
 
-def _unwrap(error: ray.exceptions.RayError, role: str) -> UringActorsError:
+def unwrap(error: ray.exceptions.RayError, role: str) -> UringActorsError:
     """An error of ours that came through Ray as itself; anything else as the failure of ``role``."""
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = error.cause

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from uring_actors.errors import UringActorsError
+from uring_actors.errors import PipelineError, UringActorsError
 from uring_actors.many.leases import LOSSES_MAX, Lease, LeaseBook, Limits
 from uring_actors.many.progress import NAMED, Progress, Receipt
 from uring_actors.node import NodeSpec
@@ -47,6 +47,8 @@ class JobPlan:
     run: str
     resume: bool
     durable: bool
+    schema: bytes
+    """Of the rows, serialized."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -104,12 +106,13 @@ class Orchestrator:
         self._plan = plan
         self._listing = walk(plan.shared) if plan.shared else iter(())
         self._progress = Progress(
-            plan.directory, plan.fingerprint, plan.run, durable=plan.durable, resume=plan.resume
+            plan.directory, plan.fingerprint, plan.schema, plan.run, durable=plan.durable, resume=plan.resume
         )
         self._book = LeaseBook(plan.limits, self._progress.first_lease)
         self._changed = threading.Condition()
         self._nodes: dict[str, NodeReport] = {}
         self._of_pipeline: dict[str, tuple[str, int]] = {}
+        self._lost: set[str] = set()
         self._failures: list[Failure] = []
         self._skipped: list[Skipped] = []
         self._local: dict[str, tuple[list[Failure], list[Skipped]]] = {}
@@ -174,9 +177,13 @@ class Orchestrator:
 
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────
     def ask(self, pipeline: str, node: str) -> Work:
-        """Work for a pipeline that wants more; waits a little where there is none."""
+        """Work for a pipeline that wants more; waits a little where there is none.
+
+        Raises PipelineError where the pipeline is lost: what it goes on with would come to nobody."""
         deadline = time.monotonic() + ASK_SECONDS
         with self._changed:
+            if pipeline in self._lost:
+                raise PipelineError("whoever received this pipeline's rows has lost it")
             self._of_pipeline.setdefault(pipeline, (node, 0))
             while not (self._finished or self._closed):
                 now = time.monotonic()
@@ -223,6 +230,7 @@ class Orchestrator:
     def lose(self, pipeline: str, message: str) -> int:
         """A pipeline has died; what it held is given to others. How many of its leases were acknowledged."""
         with self._changed:
+            self._lost.add(pipeline)
             node, leases = self._of_pipeline.pop(pipeline, (None, 0))
             if node is not None:
                 report = self._nodes.get(node, NodeReport(node, WORKING))

@@ -86,6 +86,8 @@ class Ledger:
         self.parts: dict[int, tuple[str, str | None]] = {}
         self.ended = False
         self.fingerprint: str | None = None
+        self.schema: pa.Schema | None = None
+        """Of the rows."""
         self.runs = 0
         self.first_of_run = 0
         """The first id of this run's leases; 0 where it has not begun."""
@@ -105,6 +107,7 @@ class Ledger:
             self._take_run(record["id"])
         elif kind == "job":
             self.fingerprint = f"{record['version']} {record['fingerprint']}"
+            self.schema = pa.ipc.read_schema(pa.py_buffer(record["schema"]))
         else:
             self.ended = True
 
@@ -168,8 +171,11 @@ class Ledger:
 class Progress(Ledger):
     """The journal's writer, which also knows what needs no work. One thread at a time. Life: open → closed."""
 
-    def __init__(self, directory: Path, fingerprint: str, run: str, *, durable: bool, resume: bool) -> None:
-        """durable: see ``Journal``. resume: whether there may be progress of another run already.
+    def __init__(
+        self, directory: Path, fingerprint: str, schema: bytes, run: str, *, durable: bool, resume: bool
+    ) -> None:
+        """schema: of the rows, serialized. durable: see ``Journal``. resume: whether there may be progress of another
+        run already.
 
         Raises:
             OptionError: there is progress and ``resume`` is False, or it is another job's, or another process's.
@@ -188,7 +194,7 @@ class Progress(Ledger):
         try:
             self._replay(f"{_VERSION} {fingerprint}", resume)
             if self.fingerprint is None:
-                self._append({"t": "job", "version": _VERSION, "fingerprint": fingerprint})
+                self._append({"t": "job", "version": _VERSION, "fingerprint": fingerprint, "schema": schema})
             self._append({"t": "run", "id": run})
             self._remove_strays()
         except BaseException:

@@ -18,6 +18,7 @@ from uring_actors.many.leases import Limits
 from uring_actors.many.orchestrator import JobPlan
 from uring_actors.many.paths import HostLocal, split
 from uring_actors.many.progress import fingerprint
+from uring_actors.many.receiver import with_node_column
 from uring_actors.node import NodeSpec
 from uring_actors.ops.base import Operation
 from uring_actors.plan import AnyPath, devices
@@ -49,6 +50,7 @@ def start_job(
         run=uuid.uuid4().hex,
         resume=resume,
         durable=checkpoint is not None,
+        schema=(with_node_column(operation.schema) if local else operation.schema).serialize().to_pybytes(),
         limits=Limits(bytes=options.lease_bytes, held_bytes=4 * options.lease_bytes),
     )
     try:
@@ -82,6 +84,6 @@ def _crew(
     if address is None:
         spec = NodeSpec.decide(operation, options, devices(plan.shared))
         return LocalCrew(plan, spec, socket.gethostname())
-    from uring_actors.many.cluster import RayCrew  # Ray takes a second to import: only where it is used
+    from uring_actors.many.cluster import RayCrew, Setup  # Ray takes a second to import: only where it is used
 
-    return RayCrew(plan, operation, options, address, nodes or {})
+    return RayCrew(Setup(plan, operation, options, dict(nodes or {}), detached=False), address)
