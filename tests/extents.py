@@ -143,6 +143,10 @@ class Cut:
     def starts(self) -> list[int]:
         return list(range(0, len(self.data), self.payload))
 
+    def hits(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What an engine reports of ``data[start:end]`` and the byte before: pattern, end from ``start`` on."""
+        return [(i, e - start) for i, s, e in self.candidates if s >= start - 1 and e <= end]
+
     def extent(self, start: int) -> Any:
         """Confirm the extent at ``start``, from a slot with rubbish around what a reader would have read."""
         data, halo = self.data, self.plans.halo + self.rng.choice((0, 0, 1, 2))
@@ -151,7 +155,7 @@ class Cut:
         before = self.rng.choice((1, 8))
         lead = data[max(0, start - 1) : start].rjust(before, b"q")
         slot = bytearray(lead + data[start:end] + b"zz\n")
-        hits = [(i, e - start) for i, s, e in self.candidates if s >= start - 1 and e <= end]
+        hits = self.hits(start, end)
         dense = self.rng.random() < 0.3
         for p in self.noisy:
             if dense:

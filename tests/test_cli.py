@@ -374,7 +374,7 @@ def test_doctor(cli: Callable[..., Outcome]) -> None:
         "io_uring",
         "RLIMIT_MEMLOCK",
         "--sqpoll auto",
-        "hyperscan",
+        "libhs",
         "gpu",
     ):
         assert name in names

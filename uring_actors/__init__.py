@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uring_actors.config import ScanOptions
     from uring_actors.errors import UringActorsError
     from uring_actors.ingest import IngestDriver
+    from uring_actors.many.attached import attach
     from uring_actors.many.paths import HostLocal
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
@@ -47,6 +48,7 @@ _HOMES = {
     "Touch": "uring_actors.ops.bytesum",
     "UringActorsError": "uring_actors.errors",
     "UringMegakernelPump": "uring_actors.uring.pump",
+    "attach": "uring_actors.many.attached",
     "scan": "uring_actors.scanning",
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "Touch",
     "UringActorsError",
     "UringMegakernelPump",
+    "attach",
     "scan",
 ]
 

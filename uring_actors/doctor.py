@@ -15,13 +15,14 @@ from importlib import metadata
 
 from uring_actors.config import ScanOptions, format_size, resolve_sqpoll
 from uring_actors.errors import errno_name
+from uring_actors.ops.match import libhs
 
 _IO_URING_SETUP = 425
 """The system call's number, on every architecture (asm-generic/unistd.h)."""
 _PARAMS_BYTES = 120
 """sizeof(struct io_uring_params), linux/io_uring.h."""
 
-_PACKAGES = ("hyperscan", "google-re2", "ray", "pyarrow", "numba", "numpy")
+_PACKAGES = ("google-re2", "ray", "pyarrow", "numba", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def examine(lanes: int = 1) -> list[Finding]:
         _io_uring_disabled(),
         _locked_memory(lanes),
         _sqpoll(lanes),
+        _libhs(),
         *map(_package, _PACKAGES),
         _gpu(),
     ]
@@ -160,9 +162,16 @@ def _gpu() -> Finding:
     return Finding("gpu", "NVIDIA driver, but no CuPy; scans run on the CPU", fix)
 
 
+def _libhs() -> Finding:
+    library = libhs.find()
+    if library is None:
+        fix = "Install libhyperscan5 (Debian), libvectorscan5, or the Python package vectorgrep (x86-64)."
+        return Finding("libhs", "not installed: every pattern is searched by RE2, correctly but slowly", fix)
+    return Finding("libhs", f"{library.version} ({library.path})")
+
+
 def _package(name: str) -> Finding:
     try:
         return Finding(name, metadata.version(name))
     except metadata.PackageNotFoundError:
-        fix = "" if name != "hyperscan" else "Without it every pattern is searched by RE2: correct, but slow."
-        return Finding(name, "not installed", fix)
+        return Finding(name, "not installed")

@@ -1,4 +1,4 @@
-"""``@hot`` and ``@lean``: a Numba function that releases the GIL and is cached on disk.
+"""``@hot`` and ``@lean``: a Numba function that releases the GIL and is cached on disk; ``@callback``: one for C.
 
 Numba's own cache is keyed by the file that holds the function, so it misses a change in another module whose
 constants or helpers were compiled in (it would then run with yesterday's layout). Here the cache directory's name
@@ -14,7 +14,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -83,16 +83,33 @@ def lean(function: F) -> F:
     return _compiled(function, _nrt=False)
 
 
+def callback(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function to be called back by a C library: ``address`` is what the library gets. It is called in
+    whatever thread, without the GIL, and can't raise. ``result``, ``arguments``: Numba types, as C has them."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        with _cached(function) as cached:
+            return numba.cfunc(result(*arguments), cache=cached, error_model="numpy", _nrt=False)(function)
+
+    return compiled
+
+
 def _compiled(function: F, **options: bool) -> F:
+    with _cached(function) as cached:
+        compiled = numba.njit(nogil=True, cache=cached, error_model="numpy", **options)(function)
+    return cast(F, compiled)
+
+
+@contextlib.contextmanager
+def _cached(function: Callable[..., Any]) -> Iterator[bool]:
+    """Meanwhile Numba caches in our directory. False where there is none, and nothing is cached: Numba's own choice,
+    __pycache__, doesn't see what changed elsewhere."""
     parts = function.__module__.split(".")
     if len(parts) < 2 or parts[0] != "uring_actors" or parts[1] not in _SOURCES:
         raise TypeError(f"a hot function must live in one of {_SOURCES}, not in {function.__module__}")
     directory = cache_directory()
     saved, config.CACHE_DIR = config.CACHE_DIR, directory
     try:
-        # Without a directory nothing is cached: Numba's own choice, __pycache__, doesn't see what changed elsewhere.
-        cached = bool(directory)
-        compiled = numba.njit(nogil=True, cache=cached, error_model="numpy", **options)(function)
+        yield bool(directory)
     finally:
         config.CACHE_DIR = saved
-    return cast(F, compiled)

@@ -36,6 +36,7 @@ from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_
 from uring_actors.results.stats import ScanStats
 
 if TYPE_CHECKING:
+    from uring_actors.many.attached import AttachedJob
     from uring_actors.many.job import JobScan
 
 _FILES_AT_ONCE = 256
@@ -52,9 +53,10 @@ def scan(
     address: str | None = None,
     nodes: Mapping[str, str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     **options: Any,
-) -> Scan | JobScan:
+) -> Scan | JobScan | AttachedJob:
     """Scan files and trees.
 
     paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed. With
@@ -63,10 +65,12 @@ def scan(
     operation: ``"match"``, ``"touch"`` (read every byte; rows path, bytes, sum) or ``"nop"`` (rows path, bytes).
     address: of a Ray cluster (``"auto"``: the one that this machine is in): all of its nodes scan.
     nodes: only those with these labels or resources (``{"disk": "nvme"}``; an empty value: a resource of that name).
-    checkpoint: a directory where progress and rows are kept. resume: go on with what is there.
+    checkpoint: a directory where progress and rows are kept. output_dir: the same, with ``address``, on a file system
+    that all nodes share: they write the rows there themselves, and the job goes on without this process
+    (``attach``). resume: go on with what is there.
     options: see ``ScanOptions`` (engine, io_engine, io, sqpoll, lanes, slot_bytes, slots, kernel_threads).
 
-    A ``Scan``, or with address or checkpoint a ``JobScan``, which looks the same.
+    A ``Scan``; with address or checkpoint a ``JobScan``, with output_dir an ``AttachedJob``, which look the same.
 
     Raises, before anything starts: InputError (a path doesn't exist), PatternError (points into the pattern),
     OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
@@ -74,13 +78,15 @@ def scan(
     chosen = ScanOptions.of(**options)
     made = make_operation(operation, patterns)
     given = [paths] if isinstance(paths, (str, bytes, os.PathLike, HostLocal)) else list(paths)
-    if address is None and nodes is None and checkpoint is None and not resume:
+    if (address, nodes, checkpoint, output_dir, resume) == (None, None, None, None, False):
         plain = [path for path in given if not isinstance(path, HostLocal)]
         if len(plain) == len(given):
             return Scan(plain, made, chosen)
     from uring_actors.many.starting import start_job
 
-    return start_job(given, made, chosen, address=address, nodes=nodes, checkpoint=checkpoint, resume=resume)
+    return start_job(
+        given, made, chosen, address=address, nodes=nodes, checkpoint=checkpoint, output_dir=output_dir, resume=resume
+    )
 
 
 def make_operation(operation: str | Operation, patterns: Iterable[Regex | Literal | str] | None) -> Operation:

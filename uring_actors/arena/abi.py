@@ -126,6 +126,8 @@ OP_SHUTDOWN: Final = 0xFFFFFFFF
 OP_SCAN_NOP: Final = 0x40000000
 OP_SCAN_TOUCH: Final = 0x40000001
 OP_SCAN_MATCH: Final = 0x40000002
+OP_SCAN_CRC32C: Final = 0x40000003
+OP_SCAN_HISTOGRAM: Final = 0x40000004
 
 FLAG_FIRST: Final = 1  # the file's first extent
 FLAG_LAST: Final = 2  # the file's last

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from uring_actors.cli import many
 from uring_actors.config import CHOICES, FORMATS, OPERATIONS, ScanOptions, format_size, parse_size
 from uring_actors.errors import OptionError, UringActorsError
 
@@ -23,7 +24,12 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 _DEFAULTS = ScanOptions()
-_FLAGS = {"slot_bytes": "--slot-size", "io_engine": "--io-engine", "kernel_threads": "--kernel-threads"}
+_FLAGS = {
+    "slot_bytes": "--slot-size",
+    "io_engine": "--io-engine",
+    "kernel_threads": "--kernel-threads",
+    "lease_bytes": "--lease-size",
+}
 """Options whose names differ on the command line, for messages."""
 
 
@@ -114,6 +120,7 @@ def commands() -> None:
     show_default=True,
     help="touch reads every byte, nop only transfers them: for measuring.",
 )
+@many.options
 @click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
@@ -140,12 +147,13 @@ def scan(
 
     Links within a tree are not followed; FIFOs, sockets and device nodes are skipped.
     """
+    placed = many.take(options)
     checked = ScanOptions.of(**options)
     if operation == "match" and not (regexp or fixed):
         raise click.UsageError("No pattern was given: name at least one with -e or -F.")
     if operation != "match" and (regexp or fixed):
         raise click.UsageError(f"The operation {operation} takes no patterns.")
-    if not paths and not explain:
+    if not (paths or placed.local or explain):
         raise click.UsageError("No path was given: name at least one file or directory.")
 
     from uring_actors.cli import patterns as spelled
@@ -159,18 +167,20 @@ def scan(
 
     from uring_actors.cli import running
 
-    return running.run(
-        running.Request(
-            paths=paths,
-            patterns=wanted,
-            operation=operation,
-            options={name: getattr(checked, name) for name in options},
-            form=form,
-            output=output,
-            progress=not (no_progress or quiet),
-            quiet=quiet,
-        )
+    request = running.Request(
+        paths=[*paths, *placed.local_paths()],
+        patterns=wanted,
+        operation=operation,
+        options={name: getattr(checked, name) for name in options} | placed.arguments,
+        form=form,
+        output=output,
+        progress=not (no_progress or quiet),
+        quiet=quiet,
     )
+    return many.submit(request) if placed.detach else running.run(request)
+
+
+commands.add_command(many.attach)
 
 
 @commands.command()

@@ -46,7 +46,8 @@ class RunningScan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``."""
+    """A scan and where its rows go (``output`` None: stdout). ``options``: further arguments of ``scan``, or of
+    ``attach`` where ``job`` names one that is running."""
 
     paths: Sequence[bytes]
     patterns: Sequence[Any]
@@ -56,6 +57,7 @@ class Request:
     output: bytes | None
     progress: bool
     quiet: bool
+    job: str | None = None
 
 
 class _OutputClosed(Exception):
@@ -107,6 +109,9 @@ def _start(request: Request) -> RunningScan:
     package: Any = uring_actors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # they are the notes that are said here
+        if request.job is not None:
+            attached: RunningScan = package.attach(request.job, **request.options)
+            return attached
         running: RunningScan = package.scan(
             list(request.paths),
             patterns=list(request.patterns) or None,

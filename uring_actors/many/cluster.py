@@ -180,7 +180,7 @@ class Recruiter:
         if self._thread is not threading.current_thread():
             self._thread.join(10)
         for hired in self._hired.values():
-            _kill(hired.actor)
+            kill(hired.actor)
 
     def _run(self) -> None:
         try:
@@ -252,7 +252,7 @@ class Recruiter:
                 message = "its agent's process died" if not gone else message
             except ray.exceptions.RayError as error:
                 message = str(unwrap(error, "agent"))
-        _kill(hired.actor)
+        kill(hired.actor)
         if self._orchestrator.finished:
             return
         self._orchestrator.report(hired.name, OUT, message)
@@ -264,7 +264,7 @@ class Recruiter:
     def _end_detached(self) -> None:
         """Nobody may come to end a detached job: its agents go now, the orchestrator later."""
         for hired in self._hired.values():
-            _kill(hired.actor)
+            kill(hired.actor)
         if not self._stopping.wait(_LINGER_SECONDS):
             ray.kill(self._handle)
 
@@ -286,23 +286,23 @@ class RemoteDesk:
         self._handle = handle
 
     def ask(self, pipeline: str, node: str) -> Work:
-        work: Work = _answer(self._handle.ask.remote(pipeline, node))
+        work: Work = answer(self._handle.ask.remote(pipeline, node))
         return work
 
     def begin_listing(self, node: str) -> None:
-        _answer(self._handle.begin_listing.remote(node))
+        answer(self._handle.begin_listing.remote(node))
 
     def offer(self, node: str, items: Sequence[FileEntry | Failure | Skipped], *, last: bool) -> bool:
-        return bool(_answer(self._handle.offer.remote(node, items, last)))
+        return bool(answer(self._handle.offer.remote(node, items, last)))
 
     def working(self, node: str, spec: NodeSpec) -> None:
-        _answer(self._handle.working.remote(node, spec))
+        answer(self._handle.working.remote(node, spec))
 
     def lose(self, pipeline: str, message: str) -> int:
-        return int(_answer(self._handle.lose.remote(pipeline, message)))
+        return int(answer(self._handle.lose.remote(pipeline, message)))
 
     def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        return bool(_answer(self._handle.commit.remote(lease, pipeline, receipt))[0])
+        return bool(answer(self._handle.commit.remote(lease, pipeline, receipt))[0])
 
 
 class AgentActor:
@@ -357,7 +357,7 @@ class AgentActor:
         else:
             self._nodes[pipeline] = node
             source = Source(pipeline, self._name, ray.get_runtime_context().current_actor, (pipeline,))
-        _answer(self._orchestrator.open_source.remote(source))
+        answer(self._orchestrator.open_source.remote(source))
 
     def batches(self, pipeline: str) -> Iterator[Item]:
         """What a pipeline in this process yields."""
@@ -382,7 +382,7 @@ class RayCrew:
         looked = 0.0
         while True:
             if self._finished or not streams or time.monotonic() - looked >= _LOOK_SECONDS:
-                sources, finished, failure = _answer(self._actor.sources.remote())
+                sources, finished, failure = answer(self._actor.sources.remote())
                 looked = time.monotonic()
                 if failure is not None:
                     raise failure
@@ -402,7 +402,7 @@ class RayCrew:
                 except StopIteration:
                     continue
                 except ray.exceptions.RayError as error:
-                    _answer(self._actor.lose.remote(source.pipeline, str(unwrap(error, "pipeline"))))
+                    answer(self._actor.lose.remote(source.pipeline, str(unwrap(error, "pipeline"))))
                     yield source.pipeline, source.node, None
                     continue
                 streams[stream] = source  # at the end: every stream has its turn
@@ -413,15 +413,15 @@ class RayCrew:
         return list(ready)
 
     def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        counts, self._finished = _answer(self._actor.commit.remote(lease, pipeline, receipt))
+        counts, self._finished = answer(self._actor.commit.remote(lease, pipeline, receipt))
         return bool(counts)
 
     def status(self) -> JobStatus:
-        status: JobStatus = _answer(self._actor.status.remote())
+        status: JobStatus = answer(self._actor.status.remote())
         return status
 
     def results(self) -> tuple[list[Failure], list[Skipped]]:
-        results: tuple[list[Failure], list[Skipped]] = _answer(self._actor.results.remote())
+        results: tuple[list[Failure], list[Skipped]] = answer(self._actor.results.remote())
         return results
 
     def close(self) -> None:
@@ -431,7 +431,7 @@ class RayCrew:
         if ray.is_initialized():
             with contextlib.suppress(ray.exceptions.RayError, UringActorsError):
                 ray.get(self._actor.stop.remote(), timeout=_LOOK_SECONDS * 40)
-            _kill(self._actor)
+            kill(self._actor)
 
 
 def connect(address: str) -> None:
@@ -486,14 +486,14 @@ def start_orchestrator(setup: Setup, name: str | None) -> Any:
     except ValueError as error:
         raise OptionError(f"there is a job {name!r} already", fix="Attach to it, or choose another name.") from error
     try:
-        _answer(actor.begin.remote())
+        answer(actor.begin.remote())
     except BaseException:
-        _kill(actor)
+        kill(actor)
         raise
     return actor
 
 
-def _answer(reference: Any) -> Any:
+def answer(reference: Any) -> Any:
     """The orchestrator's answer. Raises an error of ours as itself."""
     try:
         return ray.get(reference, timeout=_CALL_SECONDS)
@@ -509,6 +509,6 @@ def _raise(error: UringActorsError, cause: BaseException) -> NoReturn:
     raise error from cause
 
 
-def _kill(actor: Any) -> None:
+def kill(actor: Any) -> None:
     with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
         ray.kill(actor)

@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uring_actors.config import ScanOptions
 from uring_actors.errors import OptionError
@@ -23,6 +24,9 @@ from uring_actors.node import NodeSpec
 from uring_actors.ops.base import Operation
 from uring_actors.plan import AnyPath, devices
 
+if TYPE_CHECKING:
+    from uring_actors.many.attached import AttachedJob
+
 
 def start_job(
     paths: AnyPath | HostLocal | Iterable[AnyPath | HostLocal],
@@ -32,27 +36,37 @@ def start_job(
     address: str | None,
     nodes: Mapping[str, str] | None,
     checkpoint: str | os.PathLike[str] | None,
+    output_dir: str | os.PathLike[str] | None,
     resume: bool,
-) -> JobScan:
+) -> JobScan | AttachedJob:
     """Start a job; see ``uring_actors.scan`` for the arguments and what is raised."""
     shared, local = split(paths)
     if address is None and (local or nodes):
         raise OptionError("host-local paths and a choice of nodes are for a cluster", fix="Give its address.")
-    if resume and checkpoint is None:
+    if output_dir is not None and (address is None or checkpoint is not None):
+        raise OptionError(
+            "an output directory is for a job on a cluster, and is its checkpoint too", fix="Give one of the two."
+        )
+    kept = checkpoint if output_dir is None else output_dir
+    if resume and kept is None:
         raise OptionError("there is nothing to resume without a checkpoint", fix="Name its directory.")
-    scratch = tempfile.TemporaryDirectory(prefix="uring_actors-") if checkpoint is None else None
-    directory = Path(scratch.name if scratch else checkpoint or "").absolute()
+    scratch = tempfile.TemporaryDirectory(prefix="uring_actors-") if kept is None else None
     plan = JobPlan(
         shared=tuple(shared),
         local=tuple(local),
-        directory=directory,
+        directory=Path(scratch.name if scratch else kept or "").absolute(),
         fingerprint=fingerprint(operation, [*shared, b"", *local]),
-        run=uuid.uuid4().hex,
+        run=f"scan-{uuid.uuid4().hex[:12]}",
         resume=resume,
-        durable=checkpoint is not None,
+        durable=kept is not None,
         schema=(with_node_column(operation.schema) if local else operation.schema).serialize().to_pybytes(),
         limits=Limits(bytes=options.lease_bytes, held_bytes=4 * options.lease_bytes),
     )
+    if output_dir is not None and address is not None:
+        from uring_actors.many.attached import submit
+        from uring_actors.many.cluster import Setup
+
+        return submit(Setup(plan, operation, options, dict(nodes or {}), detached=True), address)
     try:
         crew = _crew(plan, operation, options, address, nodes)
         try:
@@ -73,7 +87,7 @@ def start_job(
         engine=options.engine,
         io=options.io,
         run=plan.run,
-        directory=None if checkpoint is None else directory,
+        directory=None if checkpoint is None else plan.directory,
         scratch=scratch,
     )
 

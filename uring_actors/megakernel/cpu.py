@@ -1,14 +1,16 @@
 """The resident kernel on the CPU: a pool of threads that poll the ring and claim slots.
 
-Operations that are loops over bytes run compiled, here; one that must call a library (MATCH) comes back to Python
-once a slot, in the thread that claimed it, through its ``Worker``. A thread sleeps on the kernel's bell when the
-ring has nothing for it. Life: created → started → closed (idempotent).
+Operations run compiled, from ``execute``; what one can't do there (MATCH: more hits than a result block holds) comes
+back to Python, slot by slot, in the thread that claimed it, through its ``Worker``. A thread sleeps on the kernel's
+bell when the ring has nothing for it. Life: created → started → closed (idempotent).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
+
+import numpy as np
 
 from uring_actors.arena import abi, bell
 from uring_actors.arena.atomics import clock_ns, load8, load32, load64, pause, store32, store64
@@ -17,9 +19,11 @@ from uring_actors.arena.memory import Arena
 from uring_actors.hot import hot
 from uring_actors.loop import SLICE_NS, LoopThread
 from uring_actors.megakernel import ring
+from uring_actors.megakernel.match import match
 
 IDLE: Final = -1
 STOP: Final = -2
+NO_PARAMETERS: Final[Book] = np.zeros(0, np.int64)
 
 
 @hot
@@ -70,16 +74,18 @@ def touch(book: Book, slot: int) -> None:
 
 
 @hot
-def execute(book: Book, slot: int) -> bool:
-    """Run a claimed slot whose operation is compiled; False where Python must run it."""
+def execute(book: Book, slot: int, parameters: Book) -> bool:
+    """Run a claimed slot; False where Python must run it, or finish what was begun. ``parameters``: this thread's,
+    for the operation of its worker (``Worker.parameters``)."""
     if not ring.permitted(book, slot):
         ring.finish(book, slot, abi.FAULT)
         return True
     opcode = load32(ring.slot_address(book, slot) + abi.SLOT_OPCODE)
-    if opcode == abi.OP_SCAN_MATCH:
-        return False
     status = abi.DONE
-    if opcode == abi.OP_SCAN_TOUCH:
+    if opcode == abi.OP_SCAN_MATCH:
+        if parameters.size == 0 or not match(book, slot, parameters):
+            return False
+    elif opcode == abi.OP_SCAN_TOUCH:
         touch(book, slot)
     elif opcode == abi.OP_BATCH_FENCE:
         ring.advance_epoch(book)
@@ -90,7 +96,7 @@ def execute(book: Book, slot: int) -> bool:
 
 
 @hot
-def serve(book: Book, spins: int, slice_ns: int) -> int:
+def serve(book: Book, parameters: Book, spins: int, slice_ns: int) -> int:
     """Claim and run slots for about ``slice_ns``. A ring slot that Python must run, IDLE at the end of the slice,
     or STOP when SHUTDOWN is set."""
     my_bell = book[BOOK_STATE] + abi.BELL_KERNEL
@@ -101,7 +107,7 @@ def serve(book: Book, spins: int, slice_ns: int) -> int:
             return STOP
         slot = ring.claim(book)
         if slot != ring.NOTHING:
-            if not execute(book, slot):
+            if not execute(book, slot, parameters):
                 return slot
             spun = 0
             if clock_ns() >= deadline:
@@ -123,10 +129,15 @@ def serve(book: Book, spins: int, slice_ns: int) -> int:
 
 
 class Worker(Protocol):
-    """One kernel thread's part of an operation that must run in Python."""
+    """One kernel thread's part of an operation that is not all compiled, or whose compiled part needs parameters."""
+
+    @property
+    def parameters(self) -> Book:
+        """What the compiled part of the operation reads and writes in this thread; NO_PARAMETERS where there is no
+        such part, and ``run`` gets every slot."""
 
     def run(self, slot: Sequence[int]) -> None:
-        """Work on a claimed slot (its 16 words) and write its result block."""
+        """Work on a claimed slot (its 16 words) that ``execute`` left, and write its result block."""
 
 
 class CpuKernel:
@@ -142,9 +153,10 @@ class CpuKernel:
 
     def _thread(self, number: int) -> LoopThread:
         worker = self._make_worker()
+        parameters = NO_PARAMETERS if worker is None else worker.parameters
 
         def step() -> bool:
-            slot = serve(self._book, self._spins, SLICE_NS)
+            slot = serve(self._book, parameters, self._spins, SLICE_NS)
             if slot < 0:
                 return slot != STOP
             if worker is None:

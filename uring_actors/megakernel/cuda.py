@@ -5,15 +5,20 @@ Life: created → started (arena registered, source compiled, kernel launched) �
 **While the kernel runs, nothing here may wait for it**: an allocation, a module load, a synchronising copy or
 ``cudaDeviceSynchronize`` behind a kernel that never ends would hang. Calls made while it runs:
 
-    cudaStreamQuery          in ``failure`` and ``close``: asks, never waits
+    cudaStreamQuery          in ``failure``, ``load`` and ``close``: asks, never waits
+    cudaMemcpyAsync          in ``load``: from pinned memory, on a stream of its own
 
-Everything else (cudaHostRegister, NVRTC, module load, cudaMalloc, cudaMemset, the launch) comes before, and
-cudaStreamSynchronize, cudaFree and cudaHostUnregister after the stream was seen idle. The rest is the arena's
-memory: SHUTDOWN in the control words ends the kernel, whoever sets it.
+Everything else (cudaHostRegister, cudaHostAlloc, NVRTC, module load, cudaMalloc, cudaMemset, the launch) comes
+before, and cudaFree and cudaHostUnregister after the stream was seen idle. The rest is the arena's memory: SHUTDOWN
+in the control words ends the kernel, whoever sets it; ``atexit`` does where nobody else has, and a killed process
+takes its kernel with it (the driver ends what a context has running).
+
+A kernel that hangs is noticed by ``failure``: slots are published, and DONE_COUNT has not moved for ``HANG_SECONDS``.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from functools import cache
@@ -25,8 +30,9 @@ import numpy as np
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
-from uring_actors.megakernel import ring
+from uring_actors.megakernel import protocol, ring
 from uring_actors.megakernel.protocol import cuda_header
+from uring_actors.ops.match.automaton import TABLE_BYTES, Automata
 
 _THREADS = 1024
 _QUEUES = 5
@@ -34,6 +40,10 @@ _MAILBOX_WORDS = 32
 _MAX_WORKERS = 192  # kernel.cu's
 _REGISTER_MAPPED = 3  # cudaHostRegisterPortable | cudaHostRegisterMapped
 _END_SECONDS = 5.0
+HANG_SECONDS = 5.0
+"""Without a finished slot, while some are published, until the kernel counts as hanging."""
+_SETS_BYTES = TABLE_BYTES + (1 << 20)
+_STAGING_BYTES = 4 << 20
 
 cupy: Any = None
 
@@ -75,6 +85,81 @@ def unavailable() -> str | None:
     return None
 
 
+def _multiply(a: int, b: int) -> int:
+    """a · b modulo CRC32C's polynomial, reflected: bit 31 is x^0."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = b >> 1 ^ (protocol.CRC_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+@cache
+def _power(count: int) -> int:
+    """x^(8 · count)."""
+    if count == 0:
+        return 1 << 31
+    if count == 1:
+        return 1 << 23
+    half = _power(count // 2)
+    return _multiply(_multiply(half, half), _power(count % 2))
+
+
+def crc_tables() -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """CRC32C's tables as ``protocol.CRC_*`` lays them out."""
+    tables = np.zeros(protocol.CRC_WORDS, np.uint32)
+    places = tables[: 16 * 256].reshape(16, 256)
+    for bit in range(8):
+        rows = np.arange(256) >> bit & 1 == 1
+        for place in range(16):
+            # Bit b of a byte is x^(7 - b) of it; the sum is shifted over what follows, and 32 bits by definition.
+            places[place, rows] ^= np.uint32(_multiply(_power(15 - place), _multiply(_power(4), 1 << 24 + bit)))
+    stride = tables[protocol.CRC_STRIDE_WORD : protocol.CRC_POWERS_WORD].reshape(4, 256)
+    factor = _power(16 * (_THREADS - 1))
+    for bit in range(32):
+        stride[bit // 8, np.arange(256) >> bit % 8 & 1 == 1] ^= np.uint32(_multiply(factor, 1 << bit))
+    tables[protocol.CRC_POWERS_WORD :] = [_power(1 << k) for k in range(32)]
+    return tables
+
+
+class _Sets:
+    """Where pattern sets lie in the device's memory: entries first, then tables; first fit."""
+
+    def __init__(self) -> None:
+        self._taken: dict[int, tuple[int, int]] = {}
+
+    def place(self, automata: Automata) -> tuple[int, int, np.ndarray[Any, np.dtype[np.uint32]], bytes]:
+        """Its number, where its tables begin, its entry and its tables. Raises PipelineError: there is no room."""
+        number = next((n for n in range(protocol.SETS) if n not in self._taken), None)
+        begin = protocol.SETS * protocol.SET_WORDS * 4
+        for start, stop in sorted(self._taken.values()):
+            if start - begin >= automata.size + 1024:
+                break
+            begin = stop
+        if number is None or begin + automata.size + 1024 > _SETS_BYTES:
+            raise PipelineError(
+                f"no room on the GPU for a pattern set of {automata.size >> 20} MiB beside {len(self._taken)} others",
+                fix="Scan with fewer patterns at a time.",
+            )
+        entry = np.zeros(protocol.SET_WORDS, np.uint32)
+        blob = bytearray()
+        tables: tuple[np.ndarray[Any, Any], ...] = (automata.classes, automata.next, automata.first, automata.accepts)
+        for word, table in enumerate(tables, protocol.SET_CLASSES_WORD):
+            entry[word] = begin + len(blob)
+            blob += table.tobytes()
+            blob += bytes(-len(blob) % 256)
+        entry[protocol.SET_GROUPS_WORD] = automata.groups
+        entry[protocol.SET_SHIFT_WORD] = automata.shift
+        entry[protocol.SET_DEPTH_WORD] = automata.depth
+        entry[protocol.SET_ROOTS_WORD : protocol.SET_ROOTS_WORD + automata.groups] = automata.roots
+        self._taken[number] = (begin, begin + len(blob))
+        return number, begin, entry, bytes(blob)
+
+    def free(self, number: int) -> None:
+        del self._taken[number]
+
+
 class CudaKernel:
     """The megakernel on the current GPU, over one arena.
 
@@ -91,7 +176,14 @@ class CudaKernel:
         multiprocessors = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
         self._blocks = min(blocks or multiprocessors, multiprocessors, _MAX_WORKERS + 1)
         self._memory: list[Any] = []
+        self._sets = _Sets()
+        self._early: list[tuple[int, bytes]] = []  # copies to the sets' memory that wait for the start
+        self._device_sets: Any = None
+        self._staging: Any = None
+        self._copies: Any = None
         self._stream: Any = None
+        self._watched = (-1, 0.0)
+        self._none_unfinished = 0
         self._registered = False
         self._failure: BaseException | None = None
 
@@ -101,8 +193,18 @@ class CudaKernel:
         self._registered = True
         module = cupy.RawModule(code=source(), options=compile_options())
         function = module.get_function("megakernel")
-        sizes = (_QUEUES * layout.ring_slots, 16 * layout.ring_slots, _MAILBOX_WORDS * self._blocks, self._blocks)
-        memory = [cupy.zeros(size, cupy.uint32) for size in sizes]
+        sizes = (
+            _QUEUES * layout.ring_slots,
+            16 * layout.ring_slots,
+            _MAILBOX_WORDS * self._blocks,
+            self._blocks,
+            1,  # the debug log's cursor
+            _SETS_BYTES // 4,
+        )
+        memory = [cupy.zeros(size, cupy.uint32) for size in sizes] + [cupy.asarray(crc_tables())]
+        self._device_sets = memory[5]
+        self._staging = cupy.cuda.alloc_pinned_memory(_STAGING_BYTES)
+        self._copies = cupy.cuda.Stream(non_blocking=True)
         self._memory = [module, *memory]
         base = cupy.cuda.runtime.pointerGetAttributes(self._arena.address).devicePointer
         offsets = (layout.control, layout.state, layout.ring, layout.results, layout.data, layout.log)
@@ -112,31 +214,87 @@ class CudaKernel:
             np.uint64(layout.result_bytes),
             np.uint64(layout.slot_bytes),
             np.uint32(layout.ring_slots - 1),
+            np.uint32(layout.slots),
             np.uint32(first),
             *memory,
         )
+        for offset, data in self._early:
+            self._copy(offset, data)
+        self._early.clear()
+        # What a start finds published, from ``first`` on, is to be done as well.
+        self._none_unfinished = (first - self._unfinished()[1]) & abi.WRAP
         cupy.cuda.runtime.deviceSynchronize()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with self._stream:
             function((self._blocks,), (_THREADS,), arguments)
+        atexit.register(self._shut_down)
+
+    def load(self, automata: Automata) -> int:
+        """Lay a pattern set's tables into the device's memory, before the start or while the kernel runs; its number,
+        for slots' operation parameter. Raises PipelineError where there is no room."""
+        number, begin, entry, tables = self._sets.place(automata)
+        # The entry last: whoever sees it sees the tables.
+        for offset, data in ((begin, tables), (number * protocol.SET_WORDS * 4, entry.tobytes())):
+            if self._device_sets is None:
+                self._early.append((offset, data))
+            else:
+                self._copy(offset, data)
+        return number
+
+    def unload(self, number: int) -> None:
+        """Give a set's room back. No slot that names it may be published or running."""
+        self._sets.free(number)
+
+    def _copy(self, offset: int, data: bytes) -> None:
+        """Copy to the sets' memory, through pinned memory, without waiting for anything but this copy."""
+        for start in range(0, len(data), _STAGING_BYTES):
+            piece = data[start : start + _STAGING_BYTES]
+            np.frombuffer(self._staging, np.uint8, len(piece))[:] = np.frombuffer(piece, np.uint8)
+            target = self._device_sets.data.ptr + offset + start
+            cupy.cuda.runtime.memcpyAsync(target, self._staging.ptr, len(piece), 1, self._copies.ptr)
+            while not self._copies.done:
+                time.sleep(0.000_05)
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the kernel on the device, if anything did; asks the stream, never waits."""
+        """What ended the kernel on the device, if anything did, or that it hangs; asks the stream, never waits."""
         if self._failure is None and self._stream is not None and not ring.shutting_down(self._book):
             try:
                 if self._stream.done:
                     self._failure = PipelineError("the megakernel ended by itself")
+                elif self._hangs():
+                    self._failure = PipelineError(
+                        f"the megakernel hangs: slots are published, and none was finished for {HANG_SECONDS:.0f} s",
+                        fix="Scan again; if it happens again, nvidia-smi and dmesg (Xid) say what the GPU reports.",
+                    )
             except cupy.cuda.runtime.CUDARuntimeError as error:
                 self._failure = PipelineError(f"the megakernel failed on the GPU: {error}")
         return self._failure
+
+    def _shut_down(self) -> None:
+        ring.shut_down(self._book)
+
+    def _unfinished(self) -> tuple[int, int]:
+        """Slots published and not finished, modulo 2³², plus a constant; and DONE_COUNT."""
+        layout = self._arena.layout
+        done = int(self._arena.words(layout.control, abi.CONTROL_WORDS)[abi.CONTROL_DONE_COUNT_WORD])
+        return (int(self._arena.words(layout.state + abi.STATE_TAIL, 1)[0]) - done) & abi.WRAP, done
+
+    def _hangs(self) -> bool:
+        """Whether published slots have waited for ``HANG_SECONDS`` without one being finished."""
+        unfinished, done = self._unfinished()
+        now = time.monotonic()
+        if done != self._watched[0] or unfinished == self._none_unfinished:
+            self._watched = (done, now)
+        return now - self._watched[1] >= HANG_SECONDS
 
     def close(self) -> None:
         """Set SHUTDOWN, wait for the kernel's end, free what it used. Where it does not end within 5 s its memory
         stays registered (the device may still write to it), and PipelineError is raised."""
         if not self._registered:
             return
-        ring.shut_down(self._book)
+        self._shut_down()
+        atexit.unregister(self._shut_down)
         deadline = time.monotonic() + _END_SECONDS
         while self._stream is not None and not self._ended():
             if time.monotonic() > deadline:
@@ -147,6 +305,7 @@ class CudaKernel:
             time.sleep(0.0005)
         self._registered = False
         self._memory.clear()
+        self._device_sets = self._staging = self._copies = None
         try:
             cupy.cuda.runtime.hostUnregister(self._arena.address)
         except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -29,6 +29,11 @@ typedef unsigned long long u64;
 #define NOTHING 0xFFFFFFFFu
 #define MAILBOX_WORDS 32     // a mailbox has a cache line: 16 words of descriptor, then its number
 #define MAILBOX_NUMBER 16
+#define TILE_BYTES 32768     // of a payload, worked on from shared memory: 32 bytes for each of 1,024 threads
+#define CHUNK_WORDS 8        // 32-bit words of a thread's piece of a tile, and what it warms an automaton up on at most
+#define CHUNK_STRIDE 9       // odd, so that the threads of a warp read from different banks
+#define MOST_GROUPS 8        // automata of a pattern set
+#define ACCEPTS 0x80000000u  // in a table's entry: words end in that state
 #define FAULTED 0x80000000u  // in a report, beside the number of the work that is done
 
 struct Arena {  // host memory, as the device maps it
@@ -41,6 +46,7 @@ struct Arena {  // host memory, as the device maps it
   u64 result_bytes;
   u64 slot_bytes;
   u32 ring_mask;
+  u32 data_slots;
   u32 first_position;
 };
 
@@ -49,6 +55,9 @@ struct Device {  // the device's own memory
   u32* descriptors;  // 16 words for each ring slot, the scheduler's
   u32* mailboxes;    // MAILBOX_WORDS for each worker: the scheduler writes, the worker reads
   u32* reports;      // one word for each worker: the number of the work it has done, FAULTED
+  u32* log;          // one word: records of the debug log that were asked for
+  u8* sets;          // pattern sets: UA_SETS entries of UA_SET_WORDS words, then their tables
+  const u32* crc;    // CRC32C's tables
 };
 
 __device__ __forceinline__ u32 acquire_gpu(const u32* p) {
@@ -163,7 +172,7 @@ __device__ void dispatch(Schedule& s, const Device& device, u32 mask) {
 }
 
 // Show the counters to the host.
-__device__ void mirror(const Schedule& s, const Arena& arena, u32 position) {
+__device__ void mirror(const Schedule& s, const Arena& arena, const Device& device, u32 position) {
   u32* control = arena.control;
   if (threadIdx.x < UA_CONTROL_METRICS_COUNT)
     volatile_store(control + UA_CONTROL_METRICS_WORD + threadIdx.x, s.metrics[threadIdx.x]);
@@ -173,6 +182,7 @@ __device__ void mirror(const Schedule& s, const Arena& arena, u32 position) {
     volatile_store(control + UA_CONTROL_EPOCH_WORD, s.epoch);
     volatile_store(control + UA_CONTROL_STARVATION_WORD, s.starved);
     volatile_store(arena.state + UA_STATE_CLAIM / 4, position);
+    volatile_store(arena.log, volatile_load(device.log) * UA_LOG_RECORD_WORDS);
     release_sys(control + UA_CONTROL_DONE_COUNT_WORD, s.done);
   }
   __syncwarp();
@@ -229,12 +239,22 @@ __device__ void enqueue(Schedule& s, const Device& device, uint4 words, u32 posi
 
 __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, u32 workers) {
   const u32 lane = threadIdx.x, line = lane >> 2, part = lane & 3, mask = arena.ring_mask;
-  u32 position = arena.first_position, look = 1, idle = 0, since = 0, mirrored = 0;
+  u32 position = arena.first_position, look = 1, idle = 0, since = 0, mirrored;
   for (u32 i = lane; i < sizeof(Schedule) / 4; i += 32) ((u32*)&s)[i] = 0;
   __syncwarp();
   for (u32 w = lane; w < workers; w += 32) s.idle[w] = w;
-  if (lane == 0) s.idle_count = workers;
+  // Counters go on where an earlier kernel on this ring left them.
+  if (lane < UA_CONTROL_METRICS_COUNT) s.metrics[lane] = volatile_load(arena.control + UA_CONTROL_METRICS_WORD + lane);
+  if (lane < QUEUES) s.served[lane] = volatile_load(arena.control + UA_CONTROL_PRIORITY_FAIRNESS_WORD + lane);
+  if (lane == 0) {
+    s.idle_count = workers;
+    s.done = volatile_load(arena.control + UA_CONTROL_DONE_COUNT_WORD);
+    s.epoch = volatile_load(arena.control + UA_CONTROL_EPOCH_WORD);
+    s.starved = volatile_load(arena.control + UA_CONTROL_STARVATION_WORD);
+    volatile_store(device.log, volatile_load(arena.log) / UA_LOG_RECORD_WORDS);
+  }
   __syncwarp();
+  mirrored = s.done;
   while (!s.stop) {
     uint4 words = make_uint4(0, 0, 0, 0);
     if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)((position + line) & mask) * 16) + part);
@@ -254,13 +274,13 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
     if (mirrored != s.done && (++since >= MIRROR_EVERY || idle > 2)) {
       mirrored = s.done;
       since = 0;
-      mirror(s, arena, position);
+      mirror(s, arena, device, position);
     }
     if (idle % IDLE_LOOKS == 1 && lane == 0 && volatile_load(arena.control + UA_CONTROL_SHUTDOWN_WORD)) s.stop = 1;
     __syncwarp();
   }
   while (s.busy_count) take_reports(s, device, workers);
-  mirror(s, arena, position);
+  mirror(s, arena, device, position);
   for (u32 w = 0; w < workers; w++) give(s, device, w, NOTHING);
 }
 
@@ -285,9 +305,11 @@ __device__ __forceinline__ u32 byte_sum(uint4 v, u32 sum) {
   return __dp4a(v.w, 0x01010101u, sum);
 }
 
-// TOUCH: every payload byte once, 16 bytes a load, four loads in flight in each thread.
-__device__ void touch(const u8* payload, u32 bytes, u8* result) {
-  const uint4* words = (const uint4*)payload;  // payloads begin on a page
+// ── reductions: an operation leaves a few 64-bit words of a payload, its state ───────────────────────────────────
+
+// TOUCH: every payload byte once, 16 bytes a load, four loads in flight in each thread. State: their sum.
+__device__ void touch(const u8* payload, u32 bytes, u64* state) {
+  const uint4* words = (const uint4*)payload;
   u32 count = bytes / 16, step = blockDim.x, sum = 0, i = threadIdx.x;
   u64 total = 0;
   for (; i + 3 * step < count; i += 4 * step) {
@@ -300,15 +322,282 @@ __device__ void touch(const u8* payload, u32 bytes, u8* result) {
   u32 tail = count * 16 + threadIdx.x;
   if (tail < bytes) sum += __ldcv(payload + tail);
   total = block_sum(total + sum);
-  if (threadIdx.x == 0) {
-    volatile_store((u32*)(result + UA_RESULT_COUNT), 0);
-    volatile_store((u32*)(result + UA_RESULT_OVERFLOW), 0);
-    *(volatile u64*)(result + UA_RESULT_VALUES) = total;
+  if (threadIdx.x == 0) *(volatile u64*)state = total;
+}
+
+// a · b modulo CRC32C's polynomial (reflected: bit 31 is x^0).
+__device__ u32 crc_multiply(u32 a, u32 b) {
+  u32 product = 0;
+#pragma unroll 8
+  for (u32 bit = 1u << 31; bit; bit >>= 1) {
+    if (a & bit) product ^= b;
+    b = b >> 1 ^ (b & 1 ? UA_CRC_POLYNOMIAL : 0);
+  }
+  return product;
+}
+
+// crc · x^(8 · bytes); powers[k] is x^(8 · 2^k).
+__device__ u32 crc_shift(u32 crc, u32 bytes, const u32* powers) {
+  for (u32 k = 0; bytes; bytes >>= 1, k++)
+    if (bytes & 1) crc = crc_multiply(crc, powers[k]);
+  return crc;
+}
+
+__device__ __forceinline__ u32 crc_word(const u32* slices, u32 word, u32 crc) {
+  return slices[word & 255] ^ slices[256 + (word >> 8 & 255)] ^ slices[512 + (word >> 16 & 255)] ^
+         slices[768 + (word >> 24)] ^ crc;
+}
+
+// CRC32C. A thread sums up every 1,024th 16-byte word: its sum so far times x^(8 · 16,384) and the word's own, both by
+// tables in shared memory. At the end each thread's sum is shifted over what lies behind its last word, and all are
+// added. State: the CRC32C, the bytes it is of.
+__device__ void crc32c(const u8* payload, u32 bytes, u64* state, const u32* tables, u32* shared) {
+  __shared__ u32 raw;
+  const u32 t = threadIdx.x, count = bytes / 16, tail = bytes % 16;
+  const uint4* words = (const uint4*)payload;
+  const u32* stride = shared + UA_CRC_STRIDE_WORD;
+  const u32* powers = tables + UA_CRC_POWERS_WORD;
+  __syncthreads();  // nobody reads what lay here before
+  for (u32 i = t; i < UA_CRC_POWERS_WORD; i += blockDim.x) shared[i] = tables[i];
+  if (t == 0) raw = 0;
+  __syncthreads();
+  u32 crc = 0, last = 0;
+  uint4 word = t < count ? __ldcv(words + t) : make_uint4(0, 0, 0, 0);
+  for (u32 i = t; i < count; i += 1024) {
+    uint4 following = i + 1024 < count ? __ldcv(words + i + 1024) : make_uint4(0, 0, 0, 0);
+    crc = crc_word(stride, crc, 0);
+    // Byte b of the 16 contributes slices[15 - b]; a table holds them in the order of the bytes.
+    crc = crc_word(shared, word.x ^ crc, 0);
+    crc = crc_word(shared + 1024, word.y, crc);
+    crc = crc_word(shared + 2048, word.z, crc);
+    crc = crc_word(shared + 3072, word.w, crc);
+    word = following;
+    last = i + 1;
+  }
+  if (last) crc = crc_shift(crc, (count - last) * 16 + tail, powers);
+  if (t == 0) {
+    u32 rest = 0;
+    for (u32 i = 0; i < tail; i++)
+      rest = rest >> 8 ^ shared[UA_CRC_BYTE_WORD + ((rest ^ __ldcv(payload + count * 16 + i)) & 255)];
+    crc ^= rest ^ crc_shift(~0u, bytes, powers) ^ ~0u;
+  }
+  for (int o = 16; o; o >>= 1) crc ^= __shfl_xor_sync(~0u, crc, o);
+  if ((t & 31) == 0) atomicXor(&raw, crc);
+  __syncthreads();
+  if (t == 0) {
+    *(volatile u64*)state = raw;
+    *(volatile u64*)(state + 1) = bytes;
   }
 }
 
-// Operations on control words: one thread. FAULT where an index is out of range.
-__device__ u32 control_operation(const Arena& arena, u32 opcode, const u32* a) {
+__device__ __forceinline__ void count_word(u32* counts, u32 word) {
+  atomicAdd(counts + (word & 255), 1);
+  atomicAdd(counts + (word >> 8 & 255), 1);
+  atomicAdd(counts + (word >> 16 & 255), 1);
+  atomicAdd(counts + (word >> 24), 1);
+}
+
+// How often each byte value occurs: a table for each warp in shared memory. State: 256 counts.
+__device__ void histogram(const u8* payload, u32 bytes, u64* state, u32* shared) {
+  const u32 t = threadIdx.x, count = bytes / 16;
+  const uint4* words = (const uint4*)payload;
+  u32* counts = shared + (t >> 5) * 256;
+  __syncthreads();
+  for (u32 i = t & 31; i < 256; i += 32) counts[i] = 0;
+  __syncwarp();
+  uint4 word = t < count ? __ldcv(words + t) : make_uint4(0, 0, 0, 0);
+  for (u32 i = t; i < count; i += 1024) {
+    uint4 following = i + 1024 < count ? __ldcv(words + i + 1024) : make_uint4(0, 0, 0, 0);
+    count_word(counts, word.x);
+    count_word(counts, word.y);
+    count_word(counts, word.z);
+    count_word(counts, word.w);
+    word = following;
+  }
+  if (count * 16 + t < bytes) atomicAdd(counts + __ldcv(payload + count * 16 + t), 1);
+  __syncthreads();
+  if (t < 256) {
+    u64 total = 0;
+    for (u32 w = 0; w < 32; w++) total += shared[w * 256 + t];
+    *(volatile u64*)(state + t) = total;
+  }
+}
+
+__device__ u32 state_words(u32 opcode) {
+  return opcode == UA_OP_SCAN_TOUCH ? 1 : opcode == UA_OP_SCAN_CRC32C ? 2 : 256;
+}
+
+// The states of a payload at `offset` in its file: one, or with `block` one for each of the file's blocks of that size
+// (a multiple of 16) that it meets. FAULT where they don't fit the result block.
+__device__ u32 reduce(u32 opcode, const u8* payload, u32 bytes, u64 offset, u32 block, u8* result, u64 result_bytes,
+                      const u32* tables, u32* shared) {
+  const u32 words = state_words(opcode);
+  const u64 states = block && bytes ? (offset + bytes - 1) / block - offset / block + 1 : 1;
+  if (block % 16 || UA_RESULT_VALUES + 8 * words * states > result_bytes) return UA_FAULT;
+  u64* state = (u64*)(result + UA_RESULT_VALUES);
+  for (u64 k = 0; k < states; k++, state += words) {
+    const u32 part = block ? (u32)min((u64)bytes, block - offset % block) : bytes;
+    if (opcode == UA_OP_SCAN_TOUCH) touch(payload, part, state);
+    else if (opcode == UA_OP_SCAN_CRC32C) crc32c(payload, part, state, tables, shared);
+    else histogram(payload, part, state, shared);
+    payload += part;
+    offset += part;
+    bytes -= part;
+  }
+  if (threadIdx.x == 0) {
+    volatile_store((u32*)(result + UA_RESULT_COUNT), 0);
+    volatile_store((u32*)(result + UA_RESULT_OVERFLOW), 0);
+  }
+  return UA_DONE;
+}
+
+// ── MATCH ────────────────────────────────────────────────────────────────────────────────────────────────────────
+// Words of a pattern set end in the states of a few automata (ops/match/automaton.py makes their tables). A state
+// depends on no more than the last `depth - 1` bytes, so every thread searches its own piece of a tile, after it has
+// walked the end of the piece before. Loads of a tile are coalesced and made once; the pieces are read from shared
+// memory, and the next tile is on its way meanwhile.
+
+struct PatternSet {
+  const u8* classes;   // 256 for each automaton
+  const u32* next;     // (state << shift) + class → the same of the next state
+  const u32* first;    // where a state's patterns begin in `accepts`
+  const u32* accepts;  // patterns
+  u32 groups, shift, depth;
+  u32 roots[MOST_GROUPS];
+};
+
+__device__ PatternSet pattern_set(const u8* sets, u32 number) {
+  const u32* entry = (const u32*)sets + number * UA_SET_WORDS;
+  PatternSet set;
+  set.groups = min(volatile_load(entry + UA_SET_GROUPS_WORD), MOST_GROUPS);
+  set.shift = volatile_load(entry + UA_SET_SHIFT_WORD);
+  set.depth = volatile_load(entry + UA_SET_DEPTH_WORD);
+  set.classes = sets + volatile_load(entry + UA_SET_CLASSES_WORD);
+  set.next = (const u32*)(sets + volatile_load(entry + UA_SET_NEXT_WORD));
+  set.first = (const u32*)(sets + volatile_load(entry + UA_SET_FIRST_WORD));
+  set.accepts = (const u32*)(sets + volatile_load(entry + UA_SET_ACCEPTS_WORD));
+#pragma unroll
+  for (u32 g = 0; g < MOST_GROUPS; g++) set.roots[g] = volatile_load(entry + UA_SET_ROOTS_WORD + g);
+  return set;
+}
+
+struct Found {  // shared memory of a worker
+  u32 count, newlines, last;
+};
+
+// Write down every pattern that ends in this state, as far as the result block has room.
+__device__ __noinline__ void report(const PatternSet& set, u32 state, u32 end, Found& found, u8* result, u32 capacity) {
+  for (u32 k = set.first[state]; k < set.first[state + 1]; k++) {
+    u32 at = atomicAdd(&found.count, 1);
+    if (at < capacity)
+      __stwt((uint4*)(result + UA_RESULT_HITS) + at, make_uint4(set.accepts[k], UA_HIT_NO_START, end, 0));
+  }
+}
+
+// One thread's walk through its piece: `words` of the tile, of which `length` bytes count, after `warm` words before.
+__device__ void walk(const PatternSet& set, u32 root, const u8* classes, const u32* words, u32 warm, u32 length,
+                     u32 offset, Found& found, u8* result, u32 capacity) {
+  const u32* next = set.next;
+  u32 entry = root;
+  for (u32 k = CHUNK_WORDS - warm; k < CHUNK_WORDS; k++) {
+    u32 word = (words - CHUNK_STRIDE)[k];
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) entry = next[(entry & ~ACCEPTS) + classes[word >> 8 * j & 255]];
+  }
+  for (u32 k = 0; 4 * k < length; k++) {
+    u32 word = words[k];
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+      entry = next[(entry & ~ACCEPTS) + classes[word >> 8 * j & 255]];
+      if (entry & ACCEPTS && 4 * k + j < length)
+        report(set, (entry & ~ACCEPTS) >> set.shift, offset + 4 * k + j + 1, found, result, capacity);
+    }
+  }
+}
+
+// Search payload and halo, and count the payload's newlines. `begins` in the payload are all reported, wherever they
+// end: that is what the halo is for.
+__device__ void match(const PatternSet& set, const u8* payload, u32 bytes, u32 halo, u8* result, u32 capacity,
+                      u32* tile) {
+  __shared__ u8 classes[MOST_GROUPS * 256];
+  __shared__ Found found;
+  const u32 t = threadIdx.x, total = bytes + halo, count = (total + 15) / 16;
+  const uint4* words = (const uint4*)payload;
+  for (u32 i = t; i < set.groups * 256; i += blockDim.x) classes[i] = set.classes[i];
+  if (t == 0) found.count = found.newlines = found.last = 0;
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  uint4 a = t < count ? __ldcv(words + t) : none;
+  uint4 b = t + 1024 < count ? __ldcv(words + t + 1024) : none;
+  u32* mine = tile + (t + 1) * CHUNK_STRIDE;
+  const u32 warm_words = (set.depth + 2) / 4;  // depth - 1 bytes, rounded up
+  u32 newlines = 0, last = 0;
+  for (u32 start = 0; start < total; start += TILE_BYTES) {
+    // The 16-byte word i goes to piece i / 2, half i % 2; piece -1 holds the end of the tile before.
+    u32* to = tile + (t / 2 + 1) * CHUNK_STRIDE + (t & 1) * 4;
+    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
+    to += 512 * CHUNK_STRIDE;
+    to[0] = b.x, to[1] = b.y, to[2] = b.z, to[3] = b.w;
+    __syncthreads();
+    const u32 following = (start + TILE_BYTES) / 16 + t;
+    a = following < count ? __ldcv(words + following) : none;
+    b = following + 1024 < count ? __ldcv(words + following + 1024) : none;
+    const u32 tail = t < CHUNK_WORDS ? tile[1024 * CHUNK_STRIDE + t] : 0;
+    const u32 offset = start + t * 32;
+    if (offset < total) {
+      const u32 warm = offset ? warm_words : 0;
+      for (u32 g = 0; g < set.groups; g++)
+        walk(set, set.roots[g], classes + g * 256, mine, warm, min(32u, total - offset), offset, found, result,
+             capacity);
+      for (u32 k = 0; k < CHUNK_WORDS && offset + 4 * k < bytes; k++) {
+        u32 same = __vcmpeq4(mine[k], 0x0a0a0a0au);
+        const u32 left = bytes - offset - 4 * k;
+        if (left < 4) same &= (1u << 8 * left) - 1;
+        newlines += __popc(same) >> 3;
+        if (same) last = offset + 4 * k + (31 - __clz(same)) / 8 + 1;
+      }
+    }
+    __syncthreads();
+    if (t < CHUNK_WORDS) tile[t] = tail;
+  }
+  if (newlines) atomicAdd(&found.newlines, newlines);
+  if (last) atomicMax(&found.last, last);
+  __syncthreads();
+  if (t == 0) {
+    volatile_store((u32*)(result + UA_RESULT_COUNT), found.count);
+    volatile_store((u32*)(result + UA_RESULT_OVERFLOW), found.count > capacity);
+    volatile_store((u32*)(result + UA_RESULT_NEWLINES), found.newlines);
+    volatile_store((u32*)(result + UA_RESULT_LAST_NEWLINE), found.last ? found.last - 1 : UA_NO_NEWLINE);
+  }
+}
+
+// ── operations on control words, and the debug log ───────────────────────────────────────────────────────────────
+
+// One record of the log. The cursor that the host sees is the scheduler's to move.
+__device__ void log_record(const Arena& arena, const Device& device, u32 format, u32 a, u32 b, u32 c) {
+  u32 at = 1 + atomicAdd(device.log, 1) * UA_LOG_RECORD_WORDS;
+  if ((at + UA_LOG_RECORD_WORDS) * 4 > UA_LOG_BYTES) return;
+  volatile_store(arena.log + at, format);
+  volatile_store(arena.log + at + 1, a);
+  volatile_store(arena.log + at + 2, b);
+  volatile_store(arena.log + at + 3, c);
+}
+
+// How many arguments an operation has that may stand in a packed slot; NOTHING where it may not.
+__device__ u32 argument_count(u32 opcode) {
+  switch (opcode) {
+    case UA_OP_NOP: return 0;
+    case UA_OP_STORE_U32:
+    case UA_OP_ATOMIC_ADD:
+    case UA_OP_LOAD_U32: return 2;
+    case UA_OP_COMPARE_SWAP: return 3;
+    case UA_OP_DFA_STEP:
+    case UA_OP_PRINTF: return 4;
+    default: return NOTHING;
+  }
+}
+
+// An operation of one thread. FAULT where an argument is out of range.
+__device__ u32 control_operation(const Arena& arena, const Device& device, u32 opcode, const u32* a) {
   const u32 words = UA_CONTROL_WORDS, observables = UA_CONTROL_WORDS - UA_CONTROL_OBSERVABLE_WORD;
   switch (opcode) {
     case UA_OP_NOP:
@@ -330,6 +619,19 @@ __device__ u32 control_operation(const Arena& arena, u32 opcode, const u32* a) {
       if (a[2] >= words) return UA_FAULT;
       atomicCAS(arena.control + a[2], a[0], a[1]);
       return UA_DONE;
+    case UA_OP_DFA_STEP: {
+      const u64 at = ((u64)a[0] * 256 + a[1]) * 4;
+      if (a[1] > 255 || a[2] >= arena.data_slots || at + 4 > arena.slot_bytes || a[3] >= observables) return UA_FAULT;
+      volatile_store(arena.control + UA_CONTROL_OBSERVABLE_WORD + a[3],
+                     volatile_load((const u32*)(arena.data + a[2] * arena.slot_bytes + at)));
+      return UA_DONE;
+    }
+    case UA_OP_LOAD_MISS:
+      log_record(arena, device, UA_OP_LOAD_MISS, a[0], a[1], a[2]);
+      return UA_DONE;
+    case UA_OP_PRINTF:
+      log_record(arena, device, a[0], a[1], a[2], a[3]);
+      return UA_DONE;
     case UA_OP_BATCH_FENCE:
     case UA_OP_SHUTDOWN:
       return UA_DONE;  // the rest is the scheduler's, when it is reported
@@ -338,14 +640,70 @@ __device__ u32 control_operation(const Arena& arena, u32 opcode, const u32* a) {
   }
 }
 
+// PACKED_SLOT: a[0] operations, each its opcode and its arguments, one after the other. Nothing runs unless all may.
+__device__ u32 packed_operations(const Arena& arena, const Device& device, const u32* a) {
+  u32 at = 1;
+  for (u32 i = 0; i < a[0]; i++) {
+    const u32 count = at < UA_PACKED_WORDS ? argument_count(a[at]) : NOTHING;
+    if (count == NOTHING || at + 1 + count > UA_PACKED_WORDS) return UA_FAULT;
+    at += 1 + count;
+  }
+  at = 1;
+  u32 status = UA_DONE;
+  for (u32 i = 0; i < a[0]; i++) {
+    if (control_operation(arena, device, a[at], a + at + 1) != UA_DONE) status = UA_FAULT;
+    at += 1 + argument_count(a[at]);
+  }
+  return status;
+}
+
+// MEMCPY within the data slots: a[0..1] from, a[2..3] to (bytes from the first slot on, low word first), a[4] bytes.
+__device__ u32 copy_bytes(const Arena& arena, const u32* a) {
+  const u64 from = a[0] | (u64)a[1] << 32, to = a[2] | (u64)a[3] << 32, bytes = a[4];
+  const u64 room = (u64)arena.data_slots * arena.slot_bytes;
+  if (from > room || bytes > room - from || to > room || bytes > room - to) return UA_FAULT;
+  if (from < to + bytes && to < from + bytes && bytes) return UA_FAULT;
+  const bool wide = (from | to | bytes) % 16 == 0;
+  const u64 step = wide ? 16 : 1;
+  for (u64 i = threadIdx.x * step; i < bytes; i += blockDim.x * step) {
+    if (wide) __stwt((uint4*)(arena.data + to + i), __ldcv((const uint4*)(arena.data + from + i)));
+    else *(volatile u8*)(arena.data + to + i) = __ldcv(arena.data + from + i);
+  }
+  return UA_DONE;
+}
+
 __device__ bool permitted(const Arena& arena, u32 tenant) {
   return tenant < UA_TENANTS && volatile_load(arena.control + UA_CONTROL_TENANT_MASK_WORD + tenant) == 0;
 }
 
 // ── worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+__device__ bool scans(u32 opcode) {
+  return opcode == UA_OP_SCAN_TOUCH || opcode == UA_OP_SCAN_CRC32C || opcode == UA_OP_SCAN_HISTOGRAM ||
+         opcode == UA_OP_SCAN_MATCH;
+}
+
+// A scan of one payload, by all threads. FAULT for one that can't be read in 16-byte words, or leaves its data slot.
+__device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const u32* slot, u32* scratch) {
+  const u32 where = slot[UA_SLOT_DATA_SLOT / 4], begin = slot[UA_SLOT_PAYLOAD_OFFSET / 4];
+  const u32 bytes = slot[UA_SLOT_PAYLOAD_BYTES / 4], halo = slot[UA_SLOT_HALO_BYTES / 4];
+  if (where >= arena.data_slots || begin % 16 || (u64)begin + bytes + halo > arena.slot_bytes) return UA_FAULT;
+  const u8* payload = arena.data + where * arena.slot_bytes + begin;
+  u8* result = arena.results + where * arena.result_bytes;
+  const u32 parameter = slot[UA_SLOT_OPERATION / 4];
+  if (opcode == UA_OP_SCAN_MATCH) {
+    if (parameter >= UA_SETS) return UA_FAULT;
+    const u32 capacity = (arena.result_bytes - UA_RESULT_HITS) / UA_HIT_BYTES;
+    match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, scratch);
+    return UA_DONE;
+  }
+  const u64 offset = slot[UA_SLOT_FILE_OFFSET / 4] | (u64)slot[UA_SLOT_FILE_OFFSET / 4 + 1] << 32;
+  return reduce(opcode, payload, bytes, offset, parameter, result, arena.result_bytes, device.crc, scratch);
+}
+
 __device__ void work(const Arena& arena, const Device& device, u32 worker) {
   __shared__ u32 descriptor[16], allowed;
+  __shared__ __align__(16) u32 scratch[(TILE_BYTES / 32 + 1) * CHUNK_STRIDE];
   const u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
   u32 number = 0;
   for (;;) {
@@ -364,18 +722,18 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
     if (threadIdx.x == 0) volatile_store(home, UA_CLAIMED);
     // The mask lies in host memory. A scan has no effect but its result, so it need not wait for the answer.
     if (threadIdx.x == 32) allowed = permitted(arena, descriptor[UA_SLOT_TENANT / 4]);
-    const u32 begin = descriptor[UA_SLOT_PAYLOAD_OFFSET / 4], bytes = descriptor[UA_SLOT_PAYLOAD_BYTES / 4];
-    if (opcode == UA_OP_SCAN_TOUCH && (begin % 16 || begin + (u64)bytes > arena.slot_bytes)) {
-      status = UA_FAULT;  // a payload that 16-byte loads can't read, or that leaves its data slot
-    } else if (opcode == UA_OP_SCAN_TOUCH) {
-      u64 where = descriptor[UA_SLOT_DATA_SLOT / 4];
-      touch(arena.data + where * arena.slot_bytes + begin, bytes, arena.results + where * arena.result_bytes);
-      if (threadIdx.x == 0 && !allowed) status = UA_FAULT;
+    if (scans(opcode)) {
+      status = scan(arena, device, opcode, descriptor, scratch);
     } else {
       __syncthreads();
-      if (threadIdx.x == 0)
-        status = allowed ? control_operation(arena, opcode, descriptor + UA_SLOT_ARGS / 4) : UA_FAULT;
+      if (allowed && opcode == UA_OP_MEMCPY) status = copy_bytes(arena, descriptor + UA_SLOT_ARGS / 4);
+      else if (allowed && threadIdx.x == 0)
+        status = opcode == UA_OP_PACKED_SLOT
+                     ? packed_operations(arena, device, descriptor + UA_SLOT_ARGS / 4)
+                     : control_operation(arena, device, opcode, descriptor + UA_SLOT_ARGS / 4);
     }
+    __syncthreads();  // every thread's stores stand before the status
+    if (threadIdx.x == 0 && !allowed) status = UA_FAULT;
     if (threadIdx.x == 0) {
       release_sys(home, status);
       release_gpu(device.reports + worker, status == UA_DONE ? number : number | FAULTED);
@@ -386,10 +744,12 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
 megakernel(u32* control, u32* state, u32* ring, u8* results, u8* data, u32* log, u64 result_bytes, u64 slot_bytes,
-           u32 ring_mask, u32 first_position, u32* queues, u32* descriptors, u32* mailboxes, u32* reports) {
+           u32 ring_mask, u32 data_slots, u32 first_position, u32* queues, u32* descriptors, u32* mailboxes,
+           u32* reports, u32* log_cursor, u8* sets, const u32* crc) {
   __shared__ Schedule scheduling;
-  const Arena arena = {control, state, ring, results, data, log, result_bytes, slot_bytes, ring_mask, first_position};
-  const Device device = {queues, descriptors, mailboxes, reports};
+  const Arena arena = {control, state, ring, results, data, log, result_bytes, slot_bytes, ring_mask, data_slots,
+                       first_position};
+  const Device device = {queues, descriptors, mailboxes, reports, log_cursor, sets, crc};
   if (blockIdx.x > 0)
     work(arena, device, blockIdx.x - 1);
   else if (threadIdx.x < 32)

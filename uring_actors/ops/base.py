@@ -69,7 +69,7 @@ class Operation(Protocol):
     def schema(self) -> pa.Schema: ...
 
     def make_worker(self, arena: Arena) -> Worker | None:
-        """A kernel thread's part, where Python must run it; None where the CPU kernel has it compiled."""
+        """A kernel thread's part, where Python must run it or its compiled form needs parameters; None where not."""
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         """For one scan whose full extents have ``payload`` bytes."""

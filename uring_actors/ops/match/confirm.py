@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from uring_actors.hot import hot
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, copy_ranges, count_newlines, last_newline
 from uring_actors.ops.match.newlines import mark_newlines as _mark
+from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern, PlanSet
 from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTERNS, Marked, in_order
 
@@ -148,8 +149,37 @@ def mark(
     return marked, newlines, newline + offset if newlines else NO_NEWLINE
 
 
+def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
+    """As ``_bounded_chain``, where ``ends`` are those of a part that every match holds.
+
+    A match from s holds a part that ends at some e with s < e <= s + W, so it lies in [e - W, e + W]. Stretches that
+    touch are searched as one. Of a start s in one, that stretch reaches to s + W or further: were it cut before,
+    the part of the match from s would lie behind the cut, and its stretch would touch this one. So the cut changes
+    nothing, and what the stretches' searches find one after the other is the chain.
+    """
+    width, limit = pattern.width, min(len(view), at + payload + pattern.width)
+    spans: list[int] = []
+    resume, k = at, 0
+    while k < len(ends) and resume < at + payload:
+        low, high = ends[k] + at - width, ends[k] + at + width
+        k += 1
+        while k < len(ends) and ends[k] + at - width <= high:
+            high = ends[k] + at + width
+            k += 1
+        resume = max(resume, low)
+        while resume < at + payload:
+            start, past = pattern.search(view, resume, min(high, limit))
+            if start < 0 or start >= at + payload:
+                break
+            spans += (start - at, past - at)
+            resume = past
+    return spans
+
+
 def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
     """Starts and ends, alternating, relative to ``view[at:]``; the module's text says why this is exact."""
+    if pattern.plan.kind is Kind.PART:
+        return _part_chain(pattern, view, at, payload, ends)
     search = pattern.search
     width, least = pattern.width, pattern.plan.min_width
     limit = min(len(view), at + payload + width)

@@ -1,42 +1,48 @@
-"""Hyperscan as the finder of candidates: one database for all plans, scanned block by block.
+"""libhs (Hyperscan or Vectorscan) as the finder of candidates: one database for all plans, scanned block by block.
 
-An ``Engine`` is immutable once made, and may be shared by threads; a scratch may not: one per thread. Where
-Hyperscan is missing, or refuses an expression, the plan goes on without an engine (``Engine.plans`` has the
-final plans, each with its reason).
+An ``Engine`` is immutable once made, and may be shared by threads; a ``Finder`` may not: one per thread. Where libhs
+is missing, or refuses an expression, the plan goes on without an engine (``Engine.plans`` has the final plans, each
+with its reason).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from uring_actors.arena import abi
+from uring_actors.arena.book import Book
+from uring_actors.errors import PipelineError
+from uring_actors.megakernel import match
+from uring_actors.ops.match import libhs
 from uring_actors.ops.match.frontend import engineless
+from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.plan import PatternPlan
 
-hyperscan: Any
-try:
-    import hyperscan
-except ImportError:  # not an x86-64 machine
-    hyperscan = None
+Hits = np.ndarray[Any, np.dtype[np.uint32]]
+"""One row a hit, as in a result block: pattern, start, end, flags."""
 
-_END_BITS = 32  # Hyperscan's blocks are shorter than 4 GiB
-_END_MASK = (1 << _END_BITS) - 1
+_HIT_WORDS, _PATTERN, _END = abi.HIT_BYTES // 4, abi.HIT_PATTERN // 4, abi.HIT_END // 4
+_ROOM = 1 << 10
 
-NO_HYPERSCAN = "Hyperscan is not available on this machine"
+NO_LIBHS = "neither libhs.so.5 (Hyperscan) nor the package vectorgrep is installed on this machine"
 
 
 class Engine:
     """Finds where candidates end. ``plans`` are the given ones, changed where no engine takes them."""
 
     def __init__(self, plans: Sequence[PatternPlan]) -> None:
-        self._databases: list[Any] = []
+        self._library = libhs.find()
+        self._databases: list[libhs.Database] = []
         refused: dict[int, str] = {}
         wanted = [plan for plan in plans if plan.candidate is not None]
-        if hyperscan is None:
-            refused = {plan.index: NO_HYPERSCAN for plan in wanted}
+        if self._library is None:
+            refused = {plan.index: NO_LIBHS for plan in wanted}
         elif wanted:
-            self._databases = _compile(wanted, refused)
+            self._databases = _compile(self._library, wanted, refused)
         self.plans = tuple(
             _without_engine(plan, refused[plan.index]) if plan.index in refused else plan for plan in plans
         )
@@ -44,29 +50,50 @@ class Engine:
     @property
     def size(self) -> int:
         """Bytes that the compiled databases take."""
-        return sum(database.size() for database in self._databases)
+        return sum(database.size for database in self._databases)
 
-    def scratch(self) -> Any:
-        """Working memory for ``scan``, for one thread at a time."""
-        return [hyperscan.Scratch(database) for database in self._databases]
+    def scratch(self) -> Finder:
+        """What one thread at a time searches with."""
+        return Finder(self._library.scan if self._library else 0, self._databases)
 
-    def scan(self, text: memoryview, scratch: Any) -> list[tuple[int, int]]:
+    def scan(self, text: memoryview, scratch: Finder) -> list[tuple[int, int]]:
         """(pattern index, end) of every candidate in ``text``, each once, by pattern and end."""
-        packed: list[int] = []
-        on_match = _collector(packed)
-        for database, memory in zip(self._databases, scratch, strict=True):
-            database.scan(text, match_event_handler=on_match, scratch=memory)
-        return [(value >> _END_BITS, value & _END_MASK) for value in sorted(set(packed))] if packed else []
+        hits = scratch.find(text)
+        return sorted(set(zip(hits[:, _PATTERN].tolist(), hits[:, _END].tolist(), strict=True)))
 
 
-def _collector(packed: list[int]) -> Callable[..., None]:
-    """Index and end in one integer: sorting and removing doubles then cost a quarter of what pairs do."""
-    append = packed.append
+class Finder:
+    """One thread's search: scratches, and the words that the compiled loop reads (``parameters``)."""
 
-    def on_match(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
-        append(index << _END_BITS | end)
+    def __init__(self, scan: int, databases: Sequence[libhs.Database]) -> None:
+        self._held = [(database, database.scratch()) for database in databases]
+        self.parameters: Book = np.zeros(match.MATCH_WORDS + 2 * len(databases), np.int64)
+        self.parameters[match.MATCH_SCAN] = scan
+        self.parameters[match.MATCH_CALLBACK] = match.on_match.address
+        self.parameters[match.MATCH_DATABASES] = len(databases)
+        addresses = [address for pair in self._held for address in (pair[0].address, pair[1].address)]
+        self.parameters[match.MATCH_WORDS :] = addresses
 
-    return on_match
+    def find(self, text: memoryview, *, lead: int = 0, room: int = _ROOM) -> Hits:
+        """Candidates in ``text``, ends relative to what follows its first ``lead`` bytes: in the order of their ends
+        within a database, a few perhaps twice. ``room``: how many there are, where that is known.
+
+        Raises PipelineError where libhs fails.
+        """
+        address = as_bytes(text).ctypes.data
+        while True:
+            hits: Hits = np.empty((room, _HIT_WORDS), np.uint32)
+            count = match.search(self.parameters, address, len(text), lead, hits.ctypes.data, room)
+            self.check()
+            if count <= room:
+                return hits[:count]
+            room = count
+
+    def check(self) -> None:
+        """Raise PipelineError where the last search failed in libhs."""
+        code = int(self.parameters[match.MATCH_ERROR])
+        if code:
+            raise PipelineError(f"the pattern engine failed: {libhs.error_text(code)}")
 
 
 def _without_engine(plan: PatternPlan, why: str) -> PatternPlan:
@@ -77,32 +104,25 @@ def _without_engine(plan: PatternPlan, why: str) -> PatternPlan:
     return replace(plan, kind=kind, candidate=None, candidate_min=0, candidate_max=0, reason=reason)
 
 
-def _compile(plans: Sequence[PatternPlan], refused: dict[int, str]) -> list[Any]:
+def _compile(library: libhs.LibHs, plans: Sequence[PatternPlan], refused: dict[int, str]) -> list[libhs.Database]:
     """Databases that together hold all plans but those put into ``refused``."""
     try:
-        return [_database(plans)]
-    except hyperscan.error as error:
+        return [_database(library, plans)]
+    except libhs.HsError as error:
         if len(plans) == 1:
             refused[plans[0].index] = f"Hyperscan refuses its expression: {error}"
             return []
-    taken = [plan for plan in plans if not _refusal(plan, refused)]
+    taken = [plan for plan in plans if not _refusal(library, plan, refused)]
     if len(taken) < len(plans):
-        return _compile(taken, refused) if taken else []
+        return _compile(library, taken, refused) if taken else []
     # Each is fine alone, and together they are too large.
     half = len(plans) // 2
-    return _compile(plans[:half], refused) + _compile(plans[half:], refused)
+    return _compile(library, plans[:half], refused) + _compile(library, plans[half:], refused)
 
 
-def _refusal(plan: PatternPlan, refused: dict[int, str]) -> bool:
-    return not _compile([plan], refused)
+def _refusal(library: libhs.LibHs, plan: PatternPlan, refused: dict[int, str]) -> bool:
+    return not _compile(library, [plan], refused)
 
 
-def _database(plans: Sequence[PatternPlan]) -> Any:
-    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-    database.compile(
-        expressions=[plan.candidate for plan in plans],
-        ids=[plan.index for plan in plans],
-        elements=len(plans),
-        flags=[hyperscan.HS_FLAG_DOTALL] * len(plans),
-    )
-    return database
+def _database(library: libhs.LibHs, plans: Sequence[PatternPlan]) -> libhs.Database:
+    return library.compile([plan.candidate or b"" for plan in plans], [plan.index for plan in plans])

@@ -458,7 +458,7 @@ def _best(parts: list[Node]) -> Node:
 
 
 def _runs(parts: tuple[Node, ...], limit: int) -> list[Node]:
-    """Bounded stretches of neighbouring parts. An unbounded repetition ends one, and begins the next."""
+    """Bounded stretches of neighbouring parts. A repetition that does not fit ends one, and begins the next."""
     found: list[Node] = [EMPTY]
     run: list[Node] = []
     room = limit
@@ -470,7 +470,8 @@ def _runs(parts: tuple[Node, ...], limit: int) -> list[Node]:
 
     for part in parts:
         width = widths(part)[1]
-        if width is not None and width > room:
+        repeated = isinstance(part, Repeat) and part.least > 1
+        if width is not None and width > room and not repeated:
             finish()
         if width is not None and width <= room:
             run.append(part)

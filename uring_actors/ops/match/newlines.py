@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from uring_actors.hot import hot
+from uring_actors.megakernel.newlines import last_newline_at, newlines_at
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -27,41 +25,17 @@ def as_bytes(buffer: Any) -> Bytes:
     return array
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _newlines_of_64(typingctx: Any, address: Any) -> Any:
-    """How many of the 64 bytes at ``address`` are newlines: one comparison and one population count where the
-    processor has such vectors. (Written out, because no loop over bytes or words becomes that: those are four times
-    as slow, and every byte that is searched for patterns passes here.)"""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(8), 64)
-        text = builder.load(builder.inttoptr(args[0], vector.as_pointer()), align=1)
-        same = builder.icmp_unsigned("==", text, ir.Constant(vector, [10] * 64))
-        return builder.ctpop(builder.bitcast(same, ir.IntType(64)))
-
-    return types.int64(types.int64), codegen
-
-
 @hot
 def count_newlines(text: Bytes, start: int, stop: int) -> int:
     """Newlines in ``text[start:stop]``."""
-    total = 0
-    blocks = max(0, stop - start) >> 6
-    address = text.ctypes.data + start
-    for i in range(blocks):
-        total += _newlines_of_64(address + (i << 6))
-    for i in range(start + (blocks << 6), stop):
-        total += text[i] == 10
-    return total
+    return newlines_at(text.ctypes.data + start, stop - start)
 
 
 @hot
 def last_newline(text: Bytes, start: int, stop: int) -> int:
     """Where the last newline of ``text[start:stop]`` is; -1 where there is none."""
-    for i in range(stop - 1, start - 1, -1):
-        if text[i] == 10:
-            return i
-    return -1
+    found = last_newline_at(text.ctypes.data + start, stop - start)
+    return found + start if found >= 0 else -1
 
 
 @hot

@@ -1,10 +1,10 @@
 """MATCH: patterns in files, exactly.
 
-    kernel thread (MatchWorker)        Hyperscan over lead byte, payload and halo → candidates in the result block
-    settling thread (MatchSettler)     candidates → confirmed matches (Confirmer) → the file's rows (FileSettler)
+    kernel thread (megakernel/match.py)    libhs over lead byte, payload and halo → candidates in the result block
+    settling thread (MatchSettler)         candidates → confirmed matches (Confirmer) → the file's rows (FileSettler)
 
-A slot with more candidates than its result block holds says OVERFLOW; the worker then leaves them in memory of this
-process, so nothing is lost and nothing is scanned twice.
+A slot with more candidates than its result block holds says OVERFLOW; its thread (MatchWorker) then searches it again
+and leaves them all in memory of this process, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 
 from uring_actors.arena import abi
+from uring_actors.arena.book import Book
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
 from uring_actors.ops.base import Rows as SlotRows
 from uring_actors.ops.base import Settler, extents, fault_failure, read_failure
 from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
-from uring_actors.ops.match.engine import Engine
+from uring_actors.ops.match.engine import Engine, Hits
 from uring_actors.ops.match.frontend import compile_patterns
-from uring_actors.ops.match.newlines import as_bytes, count_newlines, last_newline
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
@@ -38,12 +38,7 @@ from uring_actors.results.schema import MATCH_SCHEMA, MatchBatches
 
 _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
-_FEW = 32
-"""Candidates up to which plain Python is faster than NumPy."""
-_HIT = struct.Struct("=IIII")
-_HEAD = struct.Struct("=IIII")
-"""A result block's first words: count, overflow, newlines in the payload, offset of the last one."""
-Hits = np.ndarray[Any, np.dtype[np.uint32]]
+_COUNT = struct.Struct("=I")
 
 
 @dataclass(frozen=True)
@@ -90,55 +85,29 @@ class Match:
 
 
 class MatchWorker:
-    """One kernel thread's Hyperscan scratch and its view of the arena."""
+    """One kernel thread's part: its search, and what to do with a slot that has more hits than its block holds."""
 
     def __init__(self, arena: Arena, engine: Engine, spill: dict[int, Hits]) -> None:
         layout = arena.layout
-        # The layout works these out anew each time it is asked, and this is asked for every slot.
-        self._results, self._result_bytes, self._capacity = layout.results, layout.result_bytes, layout.hit_capacity
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
+        self._results, self._result_bytes = layout.results, layout.result_bytes
         self._view = arena.view
-        self._text = as_bytes(arena.view)
-        self._engine = engine
-        self._scratch = engine.scratch()
+        self._finder = engine.scratch()
         self._spill = spill
 
+    @property
+    def parameters(self) -> Book:
+        return self._finder.parameters
+
     def run(self, slot: Sequence[int]) -> None:
-        data_slot, payload = slot[abi.SLOT_DATA_SLOT // 4], slot[abi.SLOT_PAYLOAD_BYTES // 4]
+        self._finder.check()
+        data_slot = slot[abi.SLOT_DATA_SLOT // 4]
         start = self._data + data_slot * self._slot_bytes + slot[abi.SLOT_PAYLOAD_OFFSET // 4]
         first_extent = slot[abi.SLOT_FILE_OFFSET // 4] == 0 and slot[abi.SLOT_FILE_OFFSET // 4 + 1] == 0
         lead = 0 if first_extent else 1
-        stop = start + payload + slot[abi.SLOT_HALO_BYTES // 4]
-        found = self._engine.scan(self._view[start - lead : stop], self._scratch)
-        # Counted here, by many threads and while the bytes are in this core's cache.
-        newlines = count_newlines(self._text, start, start + payload)
-        newline = last_newline(self._text, start, start + payload) - start if newlines else abi.NO_NEWLINE
-        self._report(data_slot, found, lead, newlines, newline)
-
-    def _report(self, data_slot: int, found: list[tuple[int, int]], lead: int, newlines: int, newline: int) -> None:
-        count = len(found)
-        overflow = count > self._capacity
-        block = self._results + data_slot * self._result_bytes
-        _HEAD.pack_into(self._view, block, count, overflow, newlines, newline)
-        if count <= _FEW and not overflow:
-            at = block + abi.RESULT_HITS
-            for pattern, end in found:
-                _HIT.pack_into(self._view, at, pattern, abi.HIT_NO_START, end - lead, 0)
-                at += abi.HIT_BYTES
-            return
-        hits: Hits
-        if overflow:
-            hits = self._spill[data_slot] = np.empty((count, _HIT_WORDS), np.uint32)
-        else:
-            hits = np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block + abi.RESULT_HITS).reshape(
-                count, -1
-            )
-        pairs = np.array(found, np.int64)
-        # A candidate that ends in the lead byte belongs to the extent before: an end of 0 says so.
-        hits[:, abi.HIT_PATTERN // 4] = pairs[:, 0]
-        hits[:, abi.HIT_START // 4] = abi.HIT_NO_START
-        hits[:, abi.HIT_END // 4] = pairs[:, 1] - lead
-        hits[:, abi.HIT_FLAGS // 4] = 0
+        stop = start + slot[abi.SLOT_PAYLOAD_BYTES // 4] + slot[abi.SLOT_HALO_BYTES // 4]
+        (count,) = _COUNT.unpack_from(self._view, self._results + data_slot * self._result_bytes + abi.RESULT_COUNT)
+        self._spill[data_slot] = self._finder.find(self._view[start - lead : stop], lead=lead, room=count)
 
 
 class _OpenFile:

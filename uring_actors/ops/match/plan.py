@@ -17,6 +17,8 @@ class Kind(Enum):
     """A fixed byte string: the engine's candidate is the match, without confirmation."""
     BOUNDED = "bounded"
     """The engine reports candidate ends (a superset of RE2's); RE2 confirms each in the data slot."""
+    PART = "part"
+    """As BOUNDED, but what the engine reports are ends of a part that every match holds."""
     SLOT = "re2-slot"
     """No engine takes it, but its width is bounded: RE2 alone searches every data slot."""
     PREFIX = "prefix"
@@ -32,7 +34,7 @@ class Kind(Enum):
     @property
     def confirmed_in_slot(self) -> bool:
         """Whether the bytes of a data slot are enough to decide its matches."""
-        return self in (Kind.LITERAL, Kind.BOUNDED, Kind.SLOT)
+        return self in (Kind.LITERAL, Kind.BOUNDED, Kind.PART, Kind.SLOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class PatternPlan:
     """One pattern, ready to be run.
 
     ``candidate`` is an expression in the byte-level dialect that engines take (see ``frontend.py``); it is
-    what the engine searches: the whole pattern (LITERAL, BOUNDED) or a bounded necessary part (PREFIX, LINE,
+    what the engine searches: the whole pattern (LITERAL, BOUNDED) or a bounded necessary part (PART, PREFIX, LINE,
     FILE), ``candidate_min`` to ``candidate_max`` bytes wide. Only its ends mean something: it leaves out what
     is optional at that part's front. None where no engine is used.
 

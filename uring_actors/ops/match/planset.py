@@ -109,13 +109,13 @@ class PlanSet:
         self.patterns: dict[int, Pattern] = {plan.index: Pattern(plan) for plan in plans}
         self.size = 1 + max(self.patterns, default=-1)
         kinds = {kind: [p for p in self.patterns.values() if p.plan.kind is kind] for kind in Kind}
-        self.bounded: dict[int, Pattern] = {p.plan.index: p for p in kinds[Kind.BOUNDED]}
+        self.bounded: dict[int, Pattern] = {p.plan.index: p for p in (*kinds[Kind.BOUNDED], *kinds[Kind.PART])}
         self.in_slot: list[Pattern] = kinds[Kind.SLOT]
         self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal
             self.literal_width[p.plan.index] = len(p.plan.literal)
-        for p in (*kinds[Kind.BOUNDED], *kinds[Kind.SLOT]):
+        for p in (*self.bounded.values(), *kinds[Kind.SLOT]):
             assert p.plan.max_width is not None
         self.halo = max((1 + _widest(p.plan) for p in self.patterns.values()), default=0)
