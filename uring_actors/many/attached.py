@@ -85,30 +85,34 @@ class AttachedJob:
         self._began = time.monotonic()
         self._first_row: float | None = None
         self._ended: float | None = None
+        self._iterated = False
         self._follower = Follower(directory / JOURNAL)
         self._ledger = Ledger(directory, name)
+        self._new: list[int] = []
+        """This run's leases with rows that have not been given yet."""
         self._refresh()
         if self._ledger.schema is None:
             raise OptionError("the job has not begun", path=bytes(directory))
         self.schema: pa.Schema = self._ledger.schema
 
-    def _refresh(self) -> list[int]:
-        """Read on in the journal. The leases of this run with rows that are new in it."""
-        new = []
+    def _refresh(self) -> None:
+        """Read on in the journal."""
         for record in self._follower.new():
             self._ledger.take(record)
             first = self._ledger.first_of_run
             if record["t"] == "done" and record["part"] is not None and first and record["lease"] >= first:
-                new.append(record["lease"])
-        return new
+                self._new.append(record["lease"])
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The rows so far, and those to come. Raises what the job failed of."""
-        self._follower, self._ledger = Follower(self.directory / JOURNAL), Ledger(self.directory, self.name)
+        if self._iterated:
+            raise OptionError("a job can be iterated over once", fix="Attach to it again.")
+        self._iterated = True
         while True:
             status = self._status()  # before the journal is read: what is acknowledged by now will be in it
-            for lease in self._refresh():
-                yield from self._counted(self._ledger.rows(lease))
+            self._refresh()
+            while self._new:
+                yield from self._counted(self._ledger.rows(self._new.pop(0)))
             if self._ledger.ended:
                 break
             if status.failure is not None:
