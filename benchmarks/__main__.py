@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import data, direct, memory, nop, patterns, start
+from benchmarks import data, direct, memory, nodes, nop, patterns, start
 from benchmarks.model import GIB, Missing, Report, Setting
 from benchmarks.table import table
 from uring_actors.config import parse_size
@@ -27,6 +27,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], None]] = {
     "direct": direct.measure,
     "memory": memory.measure,
     "start": start.measure,
+    "nodes": nodes.measure,
 }
 _LEAST = GIB
 """Bytes; less says little, for start-up and the processor's caches show."""

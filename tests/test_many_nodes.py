@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
+from uring_actors.cli import main
 from uring_actors.errors import InputError, NodeFailed, OptionError, UringActorsError
 from uring_actors.results.schema import MATCH_SCHEMA
 
+ROOT = Path(__file__).parent.parent
 PATTERNS = [ua.Regex("ne+dle")]
 OPTIONS: dict[str, Any] = {
     "engine": "threads",
@@ -315,3 +318,49 @@ def test_a_checkpoint_is_resumed_on_a_cluster(
     assert 0 < sum(job.nodes["files"].to_pylist()) < 61
     with pytest.raises(UringActorsError, match="holds the progress"):
         start(cluster, folder, checkpoint=tmp_path / "c")
+
+
+# ── the command line, and the page ───────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow  # four jobs, one after another
+def test_docs_many_nodes_md(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The script of docs/many-nodes.md, and its commands."""
+    start(cluster, ua.HostLocal(__file__)).close()  # connects
+    page = (ROOT / "docs" / "many-nodes.md").read_text()
+    shared, local, out = tmp_path / "shared", tmp_path / "log", tmp_path / "out"
+    for folder in (shared, local):
+        folder.mkdir()
+        (folder / "file").write_bytes(b"a needle\n")
+
+    def here(text: str) -> str:
+        return text.replace("/shared/data", str(shared)).replace("/var/log", str(local)).replace("DIR", str(out))
+
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(here(script), "many-nodes.md", "exec"), told := {})
+    assert told["job"].stats.matches == 3
+    commands = re.findall(r"^    uring-actors (.*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    name = ""
+    quick = ["--engine", "threads", "--io-engine", "pread", "--quiet"]
+    wanted = {
+        0: sorted([f"{node}:{local}/file:1:3:needle" for node in ("head", "w1")]),
+        1: [f"{shared}/file:1:3:needle"],
+        3: [f"{shared}/file:1:3:needle"],
+    }
+    for number, command in enumerate(commands):
+        words = here(command).replace("disk=nvme", "role=scan").split()
+        if number == 3:
+            words, quick = [word.replace("JOB", name) for word in words], ["--quiet"]
+        assert main([*words, *quick]) == 0
+        lines = sorted(capfd.readouterr().out.splitlines())
+        if number == 2:
+            (name,) = lines
+        elif number == 0:
+            assert [line for line in lines if str(local) in line] == wanted[0]
+            assert len(lines) == 3
+        else:
+            assert lines == wanted[number]
+    assert main(["attach", name, "--stop"]) == 0
+    assert main(["attach", name, "--quiet"]) == 2, "it is known by its directory only now"
+    assert main(["attach", str(out), "--quiet"]) == 0

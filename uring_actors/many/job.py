@@ -33,11 +33,13 @@ NODE_SCHEMA = pa.schema(
         pa.field("leases", pa.int64(), nullable=False),
         pa.field("files", pa.int64(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("again", pa.int64(), nullable=False),
         pa.field("message", pa.string()),
     ]
 )
 """One row a node. ``state``: starting, working or left out; ``pipelines``: how many of its pipelines have died;
-``leases``, ``files`` and ``bytes``: what it has done that counts."""
+``leases``, ``files`` and ``bytes``: what it has done that counts; ``again``: bytes of the leases that these pipelines
+held when they died."""
 
 
 class JobScan:

@@ -210,6 +210,10 @@ class LeaseBook:
                 self._of_pipeline[pipeline].discard(number)
         return held
 
+    def held_bytes(self, pipeline: str) -> int:
+        """What would have to be done again if the pipeline died now."""
+        return sum(self._held[number].bytes for number in self._of_pipeline.get(pipeline, ()))
+
     def idle(self, nodes: Sequence[str], *, shared: bool = True) -> bool:
         """Whether all is listed and acknowledged of those nodes' own files, and of the shared ones unless told not
         to look at them."""

@@ -73,6 +73,8 @@ class NodeReport:
     leases: int = 0
     files: int = 0
     bytes: int = 0
+    again: int = 0
+    """Bytes of the leases that its pipelines held when they died."""
     message: str | None = None
     """Why a pipeline died last, or the node was left out."""
     backend: str = ""
@@ -234,7 +236,12 @@ class Orchestrator:
             node, leases = self._of_pipeline.pop(pipeline, (None, 0))
             if node is not None:
                 report = self._nodes.get(node, NodeReport(node, WORKING))
-                self._nodes[node] = replace(report, pipelines=report.pipelines + 1, message=message)
+                self._nodes[node] = replace(
+                    report,
+                    pipelines=report.pipelines + 1,
+                    again=report.again + self._book.held_bytes(pipeline),
+                    message=message,
+                )
             for lease in self._book.lose(pipeline):
                 self._failures += [
                     Failure(

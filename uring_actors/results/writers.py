@@ -3,8 +3,9 @@
 Rows are those of one schema: matches, or what another operation yields (columns of binary, strings and
 integers).
 
-**text** is for people and for ``cut``: one row a line, ``path:line:column:match``, or all columns for rows
-that are no matches. A line or column that is not known (after an I/O error within the file) is ``?``. A
+**text** is for people and for ``cut``: one row a line, ``path:line:column:match`` (with ``node:`` before it where
+rows say their node), or all columns for rows that are no matches. A line or column that is not known (after an
+I/O error within the file) is ``?``. A
 newline within a path or a match is written as the two characters ``\\n``, so that one line is always one
 row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a
 backslash and an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is
@@ -68,6 +69,8 @@ def open_writer(form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA
     if form == "jsonl":
         return _LineWriter(stream, partial(_json_lines, names=schema.names))
     names = _MATCH_TEXT if set(_MATCH_TEXT) <= set(schema.names) else tuple(schema.names)
+    if "node" in schema.names and "node" not in names:
+        names = ("node", *names)
     return _LineWriter(stream, partial(_text_lines, names=names, terminal=terminal))
 
 
