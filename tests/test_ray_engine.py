@@ -20,11 +20,11 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
-from uring_actors.actors import _STREAMED_BATCHES
 from uring_actors.errors import NodeFailed, PatternError
 from uring_actors.kernel_host import _QUEUE
 from uring_actors.ops.base import Settler
 from uring_actors.ops.bytesum import Nop
+from uring_actors.ray_calls import _STREAMED_BATCHES
 from uring_actors.results.errors import Failure
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -25,12 +25,13 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from uring_actors.arena.memory import Arena, ArenaHandle
-from uring_actors.errors import DeadlineExceeded, NodeFailed, PipelineError, UringActorsError
+from uring_actors.errors import DeadlineExceeded, NodeFailed, UringActorsError, node_failure
 from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
-from uring_actors.node import NodeSpec, NodeStats, node_failure
+from uring_actors.node import NodeSpec, NodeStats
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher
+from uring_actors.ray_calls import kill, open_stream, unwrap
 from uring_actors.reader import Reader, ReaderStats
 from uring_actors.results.errors import Failure
 
@@ -39,8 +40,6 @@ _CALL_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _WATCH_SECONDS = 0.25
 _SUBMITS_IN_FLIGHT = 2
-_STREAMED_BATCHES = 4
-"""Batches that may lie in the object store before the driver has taken one."""
 _OBJECT_STORE_BYTES = 128 << 20
 """Enough for the batches in flight, where this process starts Ray itself."""
 
@@ -196,13 +195,6 @@ def _this_node() -> str:
     raise NodeFailed("node", "Ray does not list the node that this process runs on")
 
 
-def open_stream(source: Any, *args: Any) -> Any:
-    """What ``batches`` of that actor yields, as a generator of references, a few ahead of whoever takes them."""
-    return source.batches.options(
-        num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
-    ).remote(*args)
-
-
 class RayNode:
     """One node's pipeline as Ray actors."""
 
@@ -349,8 +341,7 @@ class RayNode:
 
     def _kill(self) -> None:
         for _, actor in self._actors:
-            with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
-                ray.kill(actor)
+            kill(actor)
 
     def close(self) -> None:
         with self._lock:
@@ -376,13 +367,3 @@ class RayNode:
         for group in (readers, others):
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                 ray.get([actor.stop.remote() for actor in group], timeout=_STOP_SECONDS)
-
-
-def unwrap(error: ray.exceptions.RayError, role: str) -> UringActorsError:
-    """An error of ours that came through Ray as itself; anything else as the failure of ``role``."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        return node_failure(role, cause if isinstance(cause, BaseException) else error)
-    if isinstance(error, ray.exceptions.RayActorError):
-        return NodeFailed(role, "its process died", fix="See Ray's logs; out of memory is a common cause.")
-    return PipelineError(f"Ray failed while waiting for {role}: {error}")

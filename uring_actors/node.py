@@ -18,7 +18,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.config import ScanOptions, resolve_sqpoll
-from uring_actors.errors import IoUringSyscall, MemlockTooSmall, NodeFailed, OptionError, UringActorsError
+from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, UringActorsError, node_failure
 from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.megakernel import cuda
@@ -245,13 +245,6 @@ class LocalNode:
         if failure is not None:
             raise failure
         self._arena.close()
-
-
-def node_failure(role: str, cause: BaseException) -> UringActorsError:
-    """What the caller sees when ``role`` ended with ``cause``: an error of ours as it is, others named."""
-    if isinstance(cause, UringActorsError):
-        return cause
-    return NodeFailed(role, f"{type(cause).__name__}: {cause}")
 
 
 def start_node(spec: NodeSpec) -> Node:

@@ -25,7 +25,7 @@ from typing import Final, Protocol
 
 from uring_actors.errors import InputError, OptionError, PipelineError, UringActorsError
 from uring_actors.groups import GroupEnd, GroupRows
-from uring_actors.many.orchestrator import Work
+from uring_actors.many.orchestrator import Facts, Work
 from uring_actors.node import Node, NodeSpec
 from uring_actors.plan import FileEntry, walk
 from uring_actors.results.errors import Failure, Skipped
@@ -43,7 +43,7 @@ class Desk(Protocol):
     def ask(self, pipeline: str, node: str) -> Work: ...
     def begin_listing(self, node: str) -> None: ...
     def offer(self, node: str, items: Sequence[FileEntry | Failure | Skipped], *, last: bool) -> bool: ...
-    def working(self, node: str, spec: NodeSpec) -> None: ...
+    def working(self, node: str, facts: Facts) -> None: ...
     def lose(self, pipeline: str, message: str) -> int: ...
 
 
@@ -103,7 +103,7 @@ class Agent:
                 if self._died_in_a_row > REBUILDS:
                     raise
                 continue
-            self._desk.working(self.name, node.spec)
+            self._desk.working(self.name, facts_of(node.spec))
             self._feeder = Feeder(pipeline, self.name, node, self._desk)
             self._feeder.start()
             return self._feeder
@@ -161,6 +161,11 @@ class Agent:
             self._feeder.join()
         if self._lister.ident is not None:
             self._lister.join(10)
+
+
+def facts_of(spec: NodeSpec) -> Facts:
+    names = tuple(name for _, name in spec.devices)
+    return Facts(spec.backend, spec.io_engine, spec.sqpoll, names, spec.notes)
 
 
 class Feeder:

@@ -18,10 +18,14 @@ import ray
 
 from uring_actors.errors import NodeFailed, OptionError, PipelineError, UringActorsError
 from uring_actors.journal import Follower
-from uring_actors.many.cluster import NAMESPACE, Setup, answer, check_nodes, connect, kill, start_orchestrator
+from uring_actors.many.cluster import connect
 from uring_actors.many.job import is_match, job_stats, nodes_table
 from uring_actors.many.orchestrator import JobStatus
+from uring_actors.many.orchestrator_actor import NAMESPACE, start_orchestrator
 from uring_actors.many.progress import JOURNAL, Ledger
+from uring_actors.many.recruiter import check_nodes
+from uring_actors.many.setup import Setup
+from uring_actors.ray_calls import answer, kill
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from uring_actors.groups import GroupEnd, GroupRows
-from uring_actors.many.agent import Agent
+from uring_actors.many.agent import Agent, facts_of
 from uring_actors.many.orchestrator import OUT, JobPlan, JobStatus, Orchestrator
 from uring_actors.many.progress import Receipt
 from uring_actors.node import Node, NodeSpec, start_node
@@ -46,7 +46,7 @@ class LocalCrew:
             self._orchestrator.close()
             raise
         self._agent = Agent(name, self._orchestrator, self._make_node, plan.local)
-        self._orchestrator.working(name, self._first.spec)
+        self._orchestrator.working(name, facts_of(self._first.spec))
         self._orchestrator.start()
 
     def _make_node(self) -> Node:

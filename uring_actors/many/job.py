@@ -190,7 +190,7 @@ def job_stats(
     status: JobStatus, *, matches: int, seconds: float, first: float | None, engine: str, io: str
 ) -> ScanStats:
     """What is known of a job, as any scan's statistics."""
-    nodes = [report for report in status.nodes if report.backend]
+    nodes = [report.facts for report in status.nodes if report.facts.backend]
     return ScanStats(
         files=status.files,
         bytes=status.bytes,
@@ -200,10 +200,10 @@ def job_stats(
         seconds=seconds,
         first_result_seconds=first,
         engine=engine,
-        backend="+".join(sorted({report.backend for report in nodes})),
-        io_engine="+".join(sorted({report.io_engine for report in nodes})),
+        backend="+".join(sorted({facts.backend for facts in nodes})),
+        io_engine="+".join(sorted({facts.io_engine for facts in nodes})),
         io=io,
-        sqpoll=any(report.sqpoll for report in nodes),
-        devices=tuple(dict.fromkeys(name for report in nodes for name in report.devices)),
+        sqpoll=any(facts.sqpoll for facts in nodes),
+        devices=tuple(dict.fromkeys(name for facts in nodes for name in facts.devices)),
         notes=status.notes,
     )

@@ -23,7 +23,6 @@ from typing import Final
 from uring_actors.errors import PipelineError, UringActorsError
 from uring_actors.many.leases import LOSSES_MAX, Lease, LeaseBook, Limits
 from uring_actors.many.progress import NAMED, Progress, Receipt
-from uring_actors.node import NodeSpec
 from uring_actors.plan import FileEntry, walk
 from uring_actors.results.errors import Failure, Skipped
 
@@ -62,6 +61,18 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """How a node's pipeline is built."""
+
+    backend: str = ""
+    io_engine: str = ""
+    sqpoll: bool = False
+    devices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Why it reads with pread, and such."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """How a node has fared."""
 
@@ -77,12 +88,7 @@ class NodeReport:
     """Bytes of the leases that its pipelines held when they died."""
     message: str | None = None
     """Why a pipeline died last, or the node was left out."""
-    backend: str = ""
-    io_engine: str = ""
-    sqpoll: bool = False
-    devices: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    """Of the pipeline: why it reads with pread, and such."""
+    facts: Facts = Facts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,18 +263,11 @@ class Orchestrator:
             return leases
 
     # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────
-    def working(self, node: str, spec: NodeSpec) -> None:
+    def working(self, node: str, facts: Facts) -> None:
         """A node has a pipeline, built so."""
         with self._changed:
-            self._nodes[node] = replace(
-                self._nodes.get(node, NodeReport(node, WORKING)),
-                state=WORKING,
-                backend=spec.backend,
-                io_engine=spec.io_engine,
-                sqpoll=spec.sqpoll,
-                devices=tuple(name for _, name in spec.devices),
-                notes=spec.notes,
-            )
+            known = self._nodes.get(node, NodeReport(node, WORKING))
+            self._nodes[node] = replace(known, state=WORKING, facts=facts)
 
     def report(self, node: str, state: str, message: str | None = None) -> None:
         """A node starts, works, or is left out. One that is left out loses all of its pipelines."""
@@ -358,7 +357,7 @@ class Orchestrator:
             notes.append(f"changed since the earlier run, and scanned again: {names}{more}")
         if self._finished and not self.failure and (vanished := self._progress.vanished):
             notes.append(f"{vanished} files of the earlier run are not there any more; their rows are kept")
-        told = {note for one in self._nodes.values() for note in one.notes}
+        told = {note for one in self._nodes.values() for note in one.facts.notes}
         notes += sorted(told)
         notes += [f"node {one.node} is left out: {one.message}" for one in self._nodes.values() if one.state == OUT]
         return tuple(notes)

@@ -64,14 +64,14 @@ def start_job(
     )
     if output_dir is not None and address is not None:
         from uring_actors.many.attached import submit
-        from uring_actors.many.cluster import Setup
+        from uring_actors.many.setup import Setup
 
-        return submit(Setup(plan, operation, options, dict(nodes or {}), detached=True), address)
+        return submit(Setup.of(plan, operation, options, dict(nodes or {}), detached=True), address)
     try:
         crew = _crew(plan, operation, options, address, nodes)
         try:
             for report in crew.status().nodes:
-                for note in report.notes:
+                for note in report.facts.notes:
                     warnings.warn(note, RuntimeWarning, stacklevel=4)
         except RuntimeWarning:  # the caller made errors of warnings
             crew.close()
@@ -98,6 +98,7 @@ def _crew(
     if address is None:
         spec = NodeSpec.decide(operation, options, devices(plan.shared))
         return LocalCrew(plan, spec, socket.gethostname())
-    from uring_actors.many.cluster import RayCrew, Setup  # Ray takes a second to import: only where it is used
+    from uring_actors.many.cluster import RayCrew  # Ray takes a second to import: only where it is used
+    from uring_actors.many.setup import Setup
 
-    return RayCrew(Setup(plan, operation, options, dict(nodes or {}), detached=False), address)
+    return RayCrew(Setup.of(plan, operation, options, dict(nodes or {}), detached=False), address)
