@@ -1,31 +1,42 @@
 """The CUDA megakernel alone, on slots that are in memory already: hand-over time and bandwidth.
 
-    python -m benchmarks.gpu [--slots N] [--slot-size BYTES]
+    python -m benchmarks.gpu [--slots N] [--slot-size BYTES] [--only hand-over|touch|operations]
 
-Prints, from one run: cudaMemcpyAsync of the same registered memory, TOUCH over slots read in place (slot sizes and
-grids swept) as a share of it, and the time from publishing one 4 KiB slot to seeing it DONE, at the full grid.
+Prints, from one run: the time from publishing one 4 KiB slot to seeing it DONE; TOUCH over slots read in place (slot
+sizes and grids swept); every operation. Rates are shares of cudaMemcpyAsync of the same registered memory, measured
+just before each.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sysconfig
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.data import LISTS, patterns_of
 from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import bench, cuda
+from uring_actors.megakernel.crc32c import crc32c
+from uring_actors.ops.match.automaton import Automata, build, search
+from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.parts import device_plans
+from uring_actors.ops.match.pattern import Literal, Regex
+
+RULES = Path(__file__).parent.parent / "tests" / "data" / "gitleaks.toml"
 
 
 @contextmanager
-def kernel(arena: Arena, blocks: int | None = None) -> Iterator[cuda.CudaKernel]:
-    running = cuda.CudaKernel(arena, blocks=blocks)
+def started(arena: Arena, running: cuda.CudaKernel) -> Iterator[cuda.CudaKernel]:
     running.start()
     try:
         yield running
@@ -36,13 +47,33 @@ def kernel(arena: Arena, blocks: int | None = None) -> Iterator[cuda.CudaKernel]
         arena.words(arena.layout.control, 1)[abi.CONTROL_SHUTDOWN_WORD] = 0  # for the next one
 
 
-def fill(arena: Arena) -> None:
-    rng = np.random.default_rng(1)
-    block = rng.integers(0, 256, 16 << 20, np.uint8)
+def fill(arena: Arena, kind: str) -> None:
+    """``words``: lines of random lower-case words, where hardly anything is a candidate; ``source``: this
+    installation's Python sources."""
     data = np.frombuffer(arena.view, np.uint8, offset=arena.layout.data)
+    if kind == "source":
+        paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+        block = np.frombuffer(b"".join(path.read_bytes() for path in paths)[: 64 << 20], np.uint8)
+    else:
+        rng = np.random.default_rng(1)
+        block = rng.integers(0x61, 0x7B, 16 << 20, np.uint8)
+        block[rng.random(len(block)) < 0.16] = 0x20
+        block[rng.random(len(block)) < 0.02] = 0x0A
     for start in range(0, len(data), len(block)):
         piece = data[start : start + len(block)]
         piece[:] = block[: len(piece)]
+
+
+def pattern_sets() -> dict[str, Automata]:
+    """1, 10, 100 and 1,000 literals of 8 to 16 letters; the benchmark's lists; the rule file's rules."""
+    rng = np.random.default_rng(7)
+    literals = [Literal(bytes(rng.integers(0x61, 0x7B, rng.integers(8, 17), np.uint8)).decode()) for _ in range(1000)]
+    lists: dict[str, list[Literal | Regex]] = {f"{n} literals": list(literals[:n]) for n in (1, 10, 100, 1000)}
+    lists |= {name: [Regex(pattern) for pattern in patterns_of(name)] for name in LISTS}
+    if RULES.exists():
+        rules = tomllib.loads(RULES.read_text())["rules"]
+        lists["gitleaks' rules"] = [Regex(rule["regex"]) for rule in rules if "regex" in rule]
+    return {name: build(device_plans(compile_patterns(patterns))[1]) for name, patterns in lists.items()}
 
 
 def memcpy_gb_per_s(arena: Arena, rounds: int = 7) -> float:
@@ -67,61 +98,105 @@ def memcpy_gb_per_s(arena: Arena, rounds: int = 7) -> float:
     return statistics.median(rates)
 
 
-def touch_gb_per_s(arena: Arena, payload: int, blocks: int | None, seconds: float = 1.5) -> tuple[float, bool]:
-    """TOUCH over all data slots again and again; the rate, and whether every sum was right."""
+def scan_gb_per_s(
+    arena: Arena,
+    opcode: int,
+    payload: int,
+    blocks: int | None = None,
+    automata: Automata | None = None,
+    seconds: float = 1.0,
+) -> float:
+    """The operation over all data slots again and again."""
     book = arena.address_book()
     per_slot = arena.layout.slot_bytes // payload
-    with kernel(arena, blocks):
-        bench.pump(book, payload, per_slot, arena.layout.slots * per_slot)  # warm
+    running = cuda.CudaKernel(arena, blocks=blocks)
+    if automata is not None:
+        running.load(automata)
+    with started(arena, running):
+        bench.pump(book, opcode, payload, per_slot, arena.layout.slots * per_slot)  # warm
         count, began = 0, time.perf_counter()
         while (passed := time.perf_counter() - began) < seconds:
-            count += bench.pump(book, payload, per_slot, arena.layout.slots * per_slot)
-    # The pieces of a data slot share its result block: any of them may have been the last.
-    pieces = np.frombuffer(arena.view, np.uint8, per_slot * payload, arena.layout.slot(0)).reshape(per_slot, payload)
-    value = int(arena.words(arena.layout.result(0) + abi.RESULT_VALUES, 2).view(np.uint64)[0])
-    return count * payload / passed / 1e9, value in pieces.sum(axis=1, dtype=np.int64)
+            count += bench.pump(book, opcode, payload, per_slot, arena.layout.slots * per_slot)
+    return count * payload / passed / 1e9
+
+
+def right(arena: Arena, opcode: int, payload: int, automata: Automata | None) -> bool:
+    """Whether the first data slot's result block is what the CPU makes of it (whole slots only)."""
+    text = np.frombuffer(arena.view, np.uint8, payload, arena.layout.slot(0))
+    block = arena.words(arena.layout.result(0), arena.layout.result_bytes // 4)
+    values = block[abi.RESULT_VALUES // 4 :].view(np.uint64)
+    if opcode == abi.OP_SCAN_TOUCH:
+        return int(values[0]) == int(text.sum(dtype=np.int64))
+    if opcode == abi.OP_SCAN_HISTOGRAM:
+        return bool((values[:256] == np.bincount(text, minlength=256)).all())
+    if opcode == abi.OP_SCAN_CRC32C:
+        return int(values[0]) == crc32c(text.ctypes.data, payload)
+    assert automata is not None
+    wanted = sorted(map(tuple, search(automata, text).tolist()))
+    hits = block[abi.RESULT_HITS // 4 :][: 4 * arena.layout.hit_capacity].reshape(-1, 4)[: len(wanted)]
+    kept = min(len(wanted), arena.layout.hit_capacity)
+    found = {(int(pattern), int(end)) for pattern, _, end, _ in hits[:kept]}
+    return int(block[0]) == len(wanted) and found <= set(wanted) and int(block[2]) == int((text == 10).sum())
 
 
 def hand_over_us(arena: Arena, blocks: int | None, rounds: int = 20000) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Microseconds from publishing one 4 KiB TOUCH slot to seeing it DONE, one at a time."""
     book = arena.address_book()
     took = np.zeros(rounds, np.int64)
-    with kernel(arena, blocks):
-        bench.ping(book, 4096, took[:1000])
-        bench.ping(book, 4096, took)
+    with started(arena, cuda.CudaKernel(arena, blocks=blocks)):
+        bench.ping(book, abi.OP_SCAN_TOUCH, 4096, took[:1000])
+        bench.ping(book, abi.OP_SCAN_TOUCH, 4096, took)
     return took / 1e3
+
+
+def report(arena: Arena, what: str, opcode: int, size: int, blocks: int | None, automata: Automata | None) -> None:
+    copy = memcpy_gb_per_s(arena)
+    rate = scan_gb_per_s(arena, opcode, size, blocks, automata)
+    checked = (
+        "" if size < arena.layout.slot_bytes else ", right" if right(arena, opcode, size, automata) else ", WRONG"
+    )
+    where = f"{size >> 10} KiB" + (f", {blocks} blocks" if blocks else "")
+    print(
+        f"{what}, {where}: {rate:.1f} GB/s, cudaMemcpyAsync {copy:.1f}, ratio {rate / copy:.3f}{checked}", flush=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, default=512)
     parser.add_argument("--slot-size", type=int, default=1 << 20)
+    parser.add_argument("--only", choices=("hand-over", "touch", "operations"))
     options = parser.parse_args()
     reason = cuda.unavailable()
     if reason is not None:
         raise SystemExit(reason)
     properties = cuda.cupy.cuda.runtime.getDeviceProperties(0)
-    print(
-        properties["name"].decode(),
-        "multiprocessors",
-        properties["multiProcessorCount"],
-        "CuPy",
-        cuda.cupy.__version__,
-    )
-    arena = Arena.create(ArenaLayout(1, options.slots, options.slot_size, 4096))
-    fill(arena)
-    for blocks in (17, 33, 67, None):
-        took = hand_over_us(arena, blocks)
-        p50, p99 = np.percentile(took, [50, 99])
-        print(f"hand-over 4 KiB, {blocks or 'all'} blocks: best {took.min():.1f} p50 {p50:.1f} p99 {p99:.1f} us")
-    for size in (64 << 10, 256 << 10, options.slot_size):
-        for blocks in (9, 17, 33, None):
-            copy = memcpy_gb_per_s(arena)
-            rate, right = touch_gb_per_s(arena, size, blocks)
-            print(
-                f"TOUCH {size >> 10} KiB, {blocks or 'all'} blocks: {rate:.1f} GB/s, cudaMemcpyAsync {copy:.1f}, "
-                f"ratio {rate / copy:.3f}, sums {'right' if right else 'WRONG'}"
-            )
+    count = properties["multiProcessorCount"]
+    print(properties["name"].decode(), count, "multiprocessors, CuPy", cuda.cupy.__version__)
+    arena = Arena.create(ArenaLayout(1, options.slots, options.slot_size, 64 << 10))
+    fill(arena, "words")
+    if options.only in (None, "hand-over"):
+        for blocks in (17, 33, 67, None):
+            took = hand_over_us(arena, blocks)
+            p50, p99 = np.percentile(took, [50, 99])
+            print(f"hand-over 4 KiB, {blocks or 'all'} blocks: best {took.min():.1f} p50 {p50:.1f} p99 {p99:.1f} us")
+    if options.only in (None, "touch"):
+        for size in (64 << 10, 256 << 10, options.slot_size):
+            for grid in (9, 17, 33, None):
+                report(arena, "TOUCH", abi.OP_SCAN_TOUCH, size, grid, None)
+    if options.only in (None, "operations"):
+        sets = pattern_sets()
+        for kind in ("words", "source"):
+            fill(arena, kind)
+            for size in (256 << 10, options.slot_size):
+                report(arena, f"TOUCH of {kind}", abi.OP_SCAN_TOUCH, size, None, None)
+                report(arena, f"CRC32C of {kind}", abi.OP_SCAN_CRC32C, size, None, None)
+                report(arena, f"histogram of {kind}", abi.OP_SCAN_HISTOGRAM, size, None, None)
+            for name, automata in sets.items():
+                tables = f"{automata.size >> 10} KiB of tables"
+                report(
+                    arena, f"MATCH of {kind}, {name}, {tables}", abi.OP_SCAN_MATCH, options.slot_size, None, automata
+                )
     arena.close()
 
 

@@ -106,12 +106,11 @@ def _warm_up(io_engine: str) -> None:
 
     import uring_actors as ua
 
-    with tempfile.NamedTemporaryFile() as file, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        file.write(b"warm\n")
-        file.flush()
+        Path(folder, "file").write_bytes(b"warm\n")
         for engine in {"pread", io_engine}:
-            ua.scan(file.name, patterns=["warm"], engine="threads", io_engine=engine).to_table()
+            ua.scan(folder, patterns=["warm"], engine="threads", io_engine=engine).to_table()
     _run_idle_loops()
     for name in [name for name in sys.modules if name.startswith("uring_actors")]:
         for loop in [value for value in vars(sys.modules[name]).values() if isinstance(value, Dispatcher)]:

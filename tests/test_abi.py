@@ -12,7 +12,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 
 CONSTANTS = {
-    "VERSION": 1,
+    "VERSION": 2,
     "MAGIC": 0x4E52415443415255,
     "PAGE": 4096,
     "CACHE_LINE": 64,
@@ -48,6 +48,8 @@ CONSTANTS = {
     "STATE_CLAIM": 64,
     "STATE_RETIRED": 128,
     "STATE_STOP": 192,
+    "STATE_ENOUGH": 2048,
+    "ENOUGH_WORDS": 512,
     "BELL_PUBLISHER": 256,
     "BELL_KERNEL": 320,
     "BELL_HOST": 384,
@@ -100,6 +102,8 @@ CONSTANTS = {
     "OP_SCAN_MATCH": 0x40000002,
     "OP_SCAN_CRC32C": 0x40000003,
     "OP_SCAN_HISTOGRAM": 0x40000004,
+    "OP_USER_FIRST": 0x00010000,
+    "OP_USER_LAST": 0x3FFFFFFF,
     "FLAG_FIRST": 1,
     "FLAG_LAST": 2,
     "FLAG_PACKED": 4,
@@ -126,6 +130,7 @@ CONSTANTS = {
     "RESULT_VALUES": 16,
     "RESULT_VALUE_COUNT": 6,
     "RESULT_HITS": 64,
+    "USER_WORDS": 510,
     "HIT_BYTES": 16,
     "HIT_PATTERN": 0,
     "HIT_START": 4,

@@ -105,12 +105,12 @@ def on_open(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], *, after: 
     """``act`` once, when the reader opens its first file: between listing and reading, or within reading."""
     real, acted = reader.open_file, []
 
-    def opened(entry: Any, io: str, payload: int) -> tuple[int, bool]:
+    def opened(entry: Any, *, direct: bool) -> int:
         first = not acted
         acted.append(entry)
         if first and not after:
             act()
-        result = real(entry, io, payload)
+        result = real(entry, direct=direct)
         if first and after:
             act()
         return result

@@ -200,6 +200,13 @@ def test_what_the_scan_is_given(scan: FakeScan, cli: Callable[..., Outcome]) -> 
         "slot_bytes": 65536,
         "slots": 8,
         "kernel_threads": 3,
+        "include": (),
+        "exclude": (),
+        "hidden": True,
+        "gitignore": False,
+        "max_filesize": None,
+        "max_count": None,
+        "report": "matches",
     }
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import uring_actors as ua
+from tests.oracle import matches_in
 from uring_actors.errors import OptionError
 from uring_actors.megakernel import cuda, protocol
+from uring_actors.megakernel.nvrtc import compile_log
 
 
 def test_every_constant_of_the_source_is_generated() -> None:
@@ -24,23 +29,10 @@ def test_the_header_has_the_abis_values() -> None:
     assert {name: int(value) for name, value in defined.items()} == protocol.constants()
 
 
-def nvrtc_compile(architecture: str) -> str:
-    """NVRTC's log; raises where it doesn't compile."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
-    error, program = nvrtc.nvrtcCreateProgram(cuda.source().encode(), b"kernel.cu", 0, [], [])
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
-    options = [option.encode() for option in (*cuda.compile_options(), f"--gpu-architecture={architecture}")]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = bytes(size + 1)  # written to in place: never one of the one-byte objects that Python shares
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    return log.rstrip(b"\0 \n").decode()
-
-
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_the_source_compiles_without_warnings(architecture: str) -> None:
-    assert nvrtc_compile(architecture) == ""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
+    assert compile_log(cuda.source(), architecture, cuda.compile_options()) == ""
 
 
 def test_insisting_on_a_gpu_where_there_is_none(tmp_path: Path) -> None:
@@ -64,3 +56,94 @@ def test_scans_on_the_gpu_equal_those_on_the_cpu(tmp_path: Path, slot_bytes: int
         assert scan.errors.num_rows == 0
     assert tables[0] == tables[1]
     assert [row[2] for row in tables[0]] == [sum(Path(row[0].decode()).read_bytes()) for row in tables[0]]
+
+
+PIECES = [
+    b"AKIAIOSFODNN7EXAMPLE", b"AKIAAKIA", b"ghp_0123456789abcdefghijABCDEFGHIJ012345", b"BEGIN RSA PRIVATE KEY",
+    b"unsafe { a\n transmute", b"unsafe {} transmute", b"123-45-6789", b"123-45-678", b"aaab" * 3, b"needle", b"need",
+    b"x" * 40, b"\n", b"\n\n", b" ", b"Secret = abc", "paſs".encode(), b"\xff\x00",
+]  # fmt: skip
+PATTERNS = [
+    ua.Regex(r"AKIA[0-9A-Z]{16}"),
+    ua.Regex(r"gh[pousr]_[A-Za-z0-9]{36}"),
+    ua.Literal("BEGIN RSA PRIVATE KEY"),
+    ua.Literal("x" * 38),
+    ua.Literal("needle"),
+    ua.Regex(r"unsafe \{[^}]*transmute"),
+    ua.Regex(r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b"),
+    ua.Regex(r"(?:aa|ab){2,6}"),
+    ua.Regex(r"(?i)secret\s*=\s*\w+"),
+    ua.Regex(r"(?i)paſs"),
+    ua.Regex(r"^AKIA.*$", multi_line=True),
+]
+
+
+def write_texts(directory: Path, sizes: list[int]) -> None:
+    rng = random.Random(5)
+    text = b"".join(rng.choice(PIECES) for _ in range(max(sizes) // 4))
+    for number, size in enumerate(sizes):
+        (directory / f"f{number}-{size}").write_bytes(text[number * 13 :][:size])
+
+
+def rows_of(scan: Any) -> list[tuple[Any, ...]]:
+    columns = ("path", "pattern", "start", "end", "line", "column")
+    return sorted(tuple(row[name] for name in columns) for row in scan.to_table().to_pylist())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("slot_bytes", [65536, 1 << 20])
+def test_matches_on_the_gpu_are_re2s(tmp_path: Path, slot_bytes: int) -> None:
+    write_texts(
+        tmp_path, [0, 1, 199, 4095, 4096, 4097, slot_bytes - 1, slot_bytes, slot_bytes + 1, 3 * slot_bytes + 77]
+    )
+    scan = ua.scan(tmp_path, patterns=PATTERNS, engine="threads", backend="cuda", slot_bytes=slot_bytes, slots=4)
+    assert scan.stats.backend == "cuda"
+    rows = rows_of(scan)
+    assert scan.errors.num_rows == 0
+    wanted = [row for path in tmp_path.iterdir() for row in matches_in(bytes(path), path.read_bytes(), PATTERNS)]
+    assert rows == sorted(wanted)
+
+
+@pytest.mark.gpu
+def test_more_hits_than_a_result_block_holds(tmp_path: Path) -> None:
+    (tmp_path / "dense").write_bytes(b"ab\n" * 100_000)
+    patterns = [ua.Literal("a"), ua.Literal("ab"), ua.Regex("b\n?")]
+    tables = [
+        rows_of(ua.scan(tmp_path, patterns=patterns, engine="threads", backend=backend, slot_bytes=65536))
+        for backend in ("cuda", "cpu")
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 300_000
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [1, 100, 3000])
+def test_many_literals_on_the_gpu(tmp_path: Path, count: int) -> None:
+    rng = random.Random(count)
+    words = sorted({"".join(rng.choice("abcdefgh") for _ in range(rng.randint(5, 40))) for _ in range(count)})
+    text = "".join(rng.choice([*words, "abcd", "\n"]) for _ in range(30_000)).encode()
+    (tmp_path / "text").write_bytes(text)
+    patterns = [ua.Literal(word) for word in words]
+    tables = [
+        rows_of(ua.scan(tmp_path, patterns=patterns, engine="threads", backend=backend, slot_bytes=65536))
+        for backend in ("cuda", "cpu")
+    ]
+    assert tables[0] == tables[1]
+    assert tables[0]
+
+
+def test_crc_tables_against_one_bit_at_a_time() -> None:
+    def slow(data: bytes, crc: int) -> int:
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        return crc
+
+    tables = cuda.crc_tables()
+    word = bytes(range(7, 7 + 16))
+    assert slow(word, 0) == np.bitwise_xor.reduce([tables[256 * place + byte] for place, byte in enumerate(word)])
+    crc = 0x12345678
+    stride = tables[protocol.CRC_STRIDE_WORD :]
+    jumped = np.bitwise_xor.reduce([stride[256 * k + (crc >> 8 * k & 255)] for k in range(4)])
+    assert slow(bytes(16 * 1023), crc) == jumped

@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from uring_actors.errors import InputError, OptionError
-from uring_actors.plan import FileEntry, device_name, devices, walk
+from uring_actors.plan import FileBatch, FileEntry, device_name, devices, listing, walk
 from uring_actors.results.errors import ERROR_SCHEMA, Failure, Skipped, errors_table, skipped_table
+from uring_actors.uring import listing as directory
 
 Found = list[FileEntry | Skipped | Failure]
 
@@ -200,13 +204,27 @@ def test_special_files_are_skipped_and_said_and_never_opened(tmp_path: Path) -> 
 # Failures
 
 
-def test_a_file_that_vanishes_while_listing_goes_on(tree: bytes) -> None:
-    walking = walk([tree])
-    first = next(walking)
-    os.unlink(tree + b"/z")
-    os.unlink(tree + b"/b/c/3")
-    os.rmdir(tree + b"/b/c")
-    found = [first, *walking]
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], when: int = 1) -> None:
+    """``act`` once, when the names of the ``when``-th directory have been read."""
+    real, calls = directory.index_entries, []
+
+    def reading(*args: Any) -> int:
+        calls.append(None)
+        if len(calls) == when:
+            act()
+        return real(*args)
+
+    monkeypatch.setattr(directory, "index_entries", reading)
+
+
+def test_a_file_that_vanishes_while_listing_goes_on(tree: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vanish() -> None:
+        os.unlink(tree + b"/z")
+        os.unlink(tree + b"/b/c/3")
+        os.rmdir(tree + b"/b/c")
+
+    meanwhile(monkeypatch, vanish)
+    found = list(walk([tree]))
     assert files(found) == [tree + b"/m", tree + b"/a/1", tree + b"/b/2"]
     failed = failures(found)
     assert set(failed) == {tree + b"/z"}
@@ -214,42 +232,53 @@ def test_a_file_that_vanishes_while_listing_goes_on(tree: bytes) -> None:
     assert "vanished" in failed[tree + b"/z"].message
 
 
-def test_a_directory_that_vanishes_before_it_is_listed(tree: bytes) -> None:
-    walking = walk([tree])
-    head = [next(walking), next(walking), next(walking)]
-    assert files(head)[-1] == tree + b"/a/1"
-    os.unlink(tree + b"/b/2")
-    os.unlink(tree + b"/b/c/3")
-    os.rmdir(tree + b"/b/c")
-    os.rmdir(tree + b"/b")
-    (failure,) = walking
-    assert isinstance(failure, Failure)
+def test_a_directory_that_vanishes_before_it_is_listed(tree: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    meanwhile(monkeypatch, lambda: shutil.rmtree(tree + b"/b"), when=2)
+    found = list(walk([tree]))
+    assert files(found) == [tree + name for name in (b"/m", b"/z", b"/a/1")]
+    (failure,) = failures(found).values()
     assert (failure.path, failure.errno) == (tree + b"/b", errno.ENOENT)
 
 
 def test_an_error_in_the_middle_of_a_listing_keeps_what_was_read(
     tree: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Breaking:
-        def __init__(self, path: bytes) -> None:
-            self._listing = real_scandir(path)
+    real = directory.read_entries
 
-        def __enter__(self) -> Iterator[os.DirEntry[bytes]]:
-            return self._entries()
+    def breaking(*args: Any) -> tuple[int, int]:
+        return real(*args)[0], -errno.EIO
 
-        def __exit__(self, *error: object) -> None:
-            self._listing.close()
-
-        def _entries(self) -> Iterator[os.DirEntry[bytes]]:
-            yield from self._listing
-            raise OSError(errno.EIO, "broken")
-
-    real_scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", Breaking)
+    monkeypatch.setattr(directory, "read_entries", breaking)
     found = list(walk([tree]))
     assert len(files(found)) == 5
     assert {one.error for one in failures(found).values()} == {"EIO"}
     assert len(failures(found)) == 4
+
+
+def test_a_large_directory_and_long_names(tmp_path: Path) -> None:
+    """More entries than one buffer, one batch and one look take; names of every length."""
+    names = {f"{i:x}{'n' * (i % 250)}" for i in range(3000)} | {os.fsdecode(b"\xff%d" % i) for i in range(5)}
+    for name in names:
+        (tmp_path / name).touch()
+    found = list(listing(tmp_path))
+    assert all(isinstance(batch, FileBatch) and 0 < len(batch) <= 1024 for batch in found)
+    assert files([one for batch in found for one in batch]) == sorted(os.fsencode(tmp_path / n) for n in names)
+    assert [number for batch in found for number in batch.ids.tolist()] == list(range(len(names)))
+
+
+def test_a_batch_is_a_sequence(tree: bytes) -> None:
+    entries = [one for one in walk(tree) if isinstance(one, FileEntry)]
+    batch = FileBatch.of(entries)
+    assert list(batch) == entries
+    assert batch[-1] == entries[-1]
+    assert list(batch[1:4:2]) == entries[1:4:2]
+    assert list(batch.take(np.array([0, 4]))) == [entries[0], entries[4]]
+    assert list(FileBatch.of(entries[::-1])) == entries
+    assert list(FileBatch.of([])) == []
+    huge = FileEntry(7, b"x", 1 << 40, 5, (1 << 64) - 3)
+    assert list(FileBatch.of([huge])) == [huge]
+    with pytest.raises(IndexError):
+        batch[5]
 
 
 def as_nobody(work: Callable[[], Found]) -> Found:
@@ -262,6 +291,7 @@ def as_nobody(work: Callable[[], Found]) -> Found:
             os.setresuid(65534, 65534, 65534)
         sending.send(work())
 
+    list(walk(Path(__file__).parent))  # the compiled loops are root's to load
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=child, args=(sending,))
     process.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import random
 import threading
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.consumer import Consumer, check_file
 from tests.test_uring_ring import child
@@ -22,7 +25,8 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import DeadlineExceeded, NodeFailed, OptionError, PipelineError
-from uring_actors.reader import Reader, choose_io_engine, open_file
+from uring_actors.reader import Reader, choose_io_engine
+from uring_actors.uring import pagecache
 from uring_actors.uring.pagecache import cached_bytes
 from uring_actors.uring.ring import probe
 from uring_actors.uring.work import Geometry
@@ -190,7 +194,7 @@ def test_no_permission(tmp_path: Path) -> None:
         made = entry(Path({str(tmp_path / "f")!r}))
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         try:
-            open_file(made, "auto", 4096)
+            open_file(made, direct=False)
         except PermissionError as error:
             print(error.errno)
     """)
@@ -212,33 +216,89 @@ def test_a_file_that_shrank_between_listing_and_reading(tmp_path: Path, engine: 
         ]
 
 
-def test_auto_takes_the_cache_for_what_is_cached(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(b"z" * (1 << 20))
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
+PAYLOAD = GEOMETRY.payload
+
+
+def cached_only(path: Path, extents: set[int]) -> None:
+    """Have the page cache hold these extents of the file and no others; else skip the test."""
+    fd, size = os.open(path, os.O_RDONLY), path.stat().st_size
     try:
-        cached = cached_bytes(fd, 1 << 20)
-    except OSError:
-        pytest.skip("no cachestat(2) here")
-    assert cached == 1 << 20
-    made = entry(path)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for extent in extents:
+            os.pread(fd, PAYLOAD, extent * PAYLOAD)
+        for extent in range(-(-size // PAYLOAD)):
+            length = min(PAYLOAD, size - extent * PAYLOAD)
+            try:
+                if (cached_bytes(fd, length, extent * PAYLOAD) * 2 > length) != (extent in extents):
+                    pytest.skip("the page cache does not do as it is told")
+            except OSError:
+                pytest.skip("no cachestat(2) here")
+    finally:
+        os.close(fd)
 
-    def way(io: str, payload: int = 4096) -> bool:
-        opened, direct = open_file(made, io, payload)
-        assert os.get_blocking(opened)  # O_NONBLOCK is gone
-        os.close(opened)
-        return direct
 
-    assert not way("auto")
-    assert way("direct")
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_bytes(fd, 1 << 20) > 1 << 19:
-        pytest.skip("the page cache won't let go of it")
-    os.close(fd)
-    assert way("auto")
-    assert not way("auto", 1 << 20)  # not larger than one extent
-    assert not way("buffered")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("cached", [set(), {0}, {3}, {1, 2, 5, 6, 7}, {0, 9, 10}, set(range(11))], ids=str)
+def test_auto_reads_what_is_cached_from_there_and_the_rest_direct(
+    tmp_path: Path, engine: str, cached: set[int]
+) -> None:
+    files, contents = tree(tmp_path, [10 * PAYLOAD + 999])
+    cached_only(tmp_path / "f0", cached)
+    with Bench(contents, io_engine=engine) as bench:
+        bench.reader.submit(files)
+        bench.reader.finish(30)
+        records = bench.consumer.wait(11)
+        check_file(records, 0, len(contents[0]), GEOMETRY)
+        stats = bench.reader.stats()
+        assert stats.lanes.direct_reads == 11 - len(cached)
+        assert stats.files_direct == (len(cached) < 11)
+        assert stats.files_open == 0
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_stretches(data: st.DataObject) -> None:
+    """Every step once, in order, neighbours of a kind together, each as the kernel says of it."""
+    pages = data.draw(st.integers(1, 4))
+    size = data.draw(st.integers(1, 40 * 4096))
+    held = data.draw(st.sets(st.integers(0, (size - 1) // 4096)))
+    steps = -(-size // (pages * 4096))
+    first = data.draw(st.integers(0, steps - 1))
+    count = data.draw(st.integers(1, steps - first))
+
+    def cached(fd: int, length: int, start: int) -> int:
+        return 4096 * sum(start <= 4096 * page < start + length for page in held)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pagecache, "cached_bytes", cached)
+        runs = list(pagecache.stretches(-1, size, pages * 4096, first, count))
+    each = [(start + i, way) for start, n, way in runs for i in range(n)]
+    assert [step for step, _ in each] == list(range(first, first + count))
+    for step, way in each:
+        start = step * pages * 4096
+        length = min(size - start, pages * 4096)
+        assert way == (cached(-1, length, start) * 2 > length)
+    assert all(a[2] != b[2] for a, b in itertools.pairwise(runs))
+
+
+def test_one_extent_is_not_worth_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "stretches", None)
+    files, contents = tree(tmp_path, [PAYLOAD, 1])
+    with Bench(contents) as bench:
+        bench.reader.submit(files)
+        bench.reader.finish(30)
+        assert bench.reader.stats().lanes.direct_reads == 0
+
+
+def test_where_the_kernel_has_no_cachestat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pagecache, "SYS_CACHESTAT", 9999)
+    files, contents = tree(tmp_path, [5 * PAYLOAD])
+    with Bench(contents) as bench:
+        bench.reader.submit(files)
+        bench.reader.finish(30)
+        assert bench.reader.stats().lanes.direct_reads == 0
 
 
 def test_a_file_system_without_o_direct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,23 +310,27 @@ def test_a_file_system_without_o_direct(tmp_path: Path, monkeypatch: pytest.Monk
         real(fd, direct)
 
     monkeypatch.setattr(reader_module, "_set_flags", refuse)
-    monkeypatch.setattr(reader_module, "mostly_cached", lambda fd, size: False)
-    (tmp_path / "f").write_bytes(b"z" * 9000)
-    fd, direct = open_file(entry(tmp_path / "f"), "auto", 4096)
-    os.close(fd)
-    assert not direct
-    with pytest.raises(OSError, match="no O_DIRECT"):
-        open_file(entry(tmp_path / "f"), "direct", 4096)
+    monkeypatch.setattr(pagecache, "cached_bytes", lambda *_: 0)
+    files, contents = tree(tmp_path, [5 * PAYLOAD])
+    with Bench(contents, slots=8) as bench:
+        bench.reader.submit(files)
+        bench.reader.finish(30)
+        assert [r.status for r in bench.consumer.wait(5)] == [0] * 5
+        assert bench.reader.stats().lanes.direct_reads == 0
+    with Bench(contents, io="direct") as bench:
+        bench.reader.submit(files)
+        bench.reader.finish(30)
+        assert [r.status for r in bench.consumer.wait(1)] == [errno.EINVAL]
 
 
 def test_descriptors_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, contents = tree(tmp_path, [100] * 60)
     real, dice = reader_module.open_file, random.Random(3)
 
-    def scarce(made: Entry, io: str, payload: int) -> tuple[int, bool]:
+    def scarce(made: Entry, *, direct: bool) -> int:
         if dice.random() < 0.3 and bench.reader.stats().files_open:
             raise OSError(errno.EMFILE, "too many")
-        return real(made, io, payload)
+        return real(made, direct=direct)
 
     monkeypatch.setattr(reader_module, "open_file", scarce)
     with Bench(contents, io_engine="pread") as bench:

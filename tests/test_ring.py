@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from uring_actors.arena import abi, bell, channel
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
-from uring_actors.megakernel import cpu, cuda, feed, ring
+from uring_actors.megakernel import cpu, cuda, feed, reduce, ring
 from uring_actors.publisher import Publisher, ScanJob
 from uring_actors.uring.work import Geometry
 
@@ -195,13 +195,13 @@ def test_shutdown_ends_the_kernel_at_once(make_arena: MakeArena, where: str) -> 
 def test_sum_bytes(data: bytes, shift: int) -> None:
     memory = np.zeros(len(data) + 32, np.uint8)
     memory[shift : shift + len(data)] = np.frombuffer(data, np.uint8)
-    assert cpu.sum_bytes(memory.ctypes.data + shift, len(data)) == sum(data)
+    assert reduce.sum_bytes(memory.ctypes.data + shift, len(data)) == sum(data)
 
 
 @pytest.mark.parametrize("size", [0, 1, 199, 4095, 4096, 4097, 65535, 65536])
 def test_sum_of_the_largest_bytes_does_not_overflow(size: int) -> None:
     memory = np.full(size + 1, 255, np.uint8)
-    assert cpu.sum_bytes(memory.ctypes.data, size) == 255 * size
+    assert reduce.sum_bytes(memory.ctypes.data, size) == 255 * size
 
 
 @on_each_kernel

@@ -98,11 +98,11 @@ def test_a_thread_that_dies(
 
 
 def test_a_listing_that_dies(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def walk(_: object) -> Iterator[Any]:
+    def listing(*_: object) -> Iterator[Any]:
         yield from ()
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(scanning, "walk", walk)
+    monkeypatch.setattr(scanning, "listing", listing)
     with pytest.raises(ZeroDivisionError):
         start(many).to_table()
 

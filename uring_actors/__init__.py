@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from uring_actors.many.paths import HostLocal
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
+    from uring_actors.ops.checksum import Checksum
+    from uring_actors.ops.histogram import Histogram
     from uring_actors.ops.match.pattern import Literal, Regex
+    from uring_actors.ops.user import operation
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
     from uring_actors.uring.buffer import GpuMappedBuffer
@@ -30,8 +33,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncUringStream": "uring_actors.uring.stream",
     "AtomicTail": "uring_actors.uring.tail",
+    "Checksum": "uring_actors.ops.checksum",
     "Completion": "uring_actors.uring.stream",
     "GpuMappedBuffer": "uring_actors.uring.buffer",
+    "Histogram": "uring_actors.ops.histogram",
     "HostLocal": "uring_actors.many.paths",
     "IngestDriver": "uring_actors.ingest",
     "IngestTelemetry": "uring_actors.uring.telemetry",
@@ -49,14 +54,17 @@ _HOMES = {
     "UringActorsError": "uring_actors.errors",
     "UringMegakernelPump": "uring_actors.uring.pump",
     "attach": "uring_actors.many.attached",
+    "operation": "uring_actors.ops.user",
     "scan": "uring_actors.scanning",
 }
 
 __all__ = [
     "AsyncUringStream",
     "AtomicTail",
+    "Checksum",
     "Completion",
     "GpuMappedBuffer",
+    "Histogram",
     "HostLocal",
     "IngestDriver",
     "IngestTelemetry",
@@ -74,6 +82,7 @@ __all__ = [
     "UringActorsError",
     "UringMegakernelPump",
     "attach",
+    "operation",
     "scan",
 ]
 

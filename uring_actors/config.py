@@ -37,7 +37,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The options that are one of a few words."""
 
-OPERATIONS = ("match", "touch", "nop")
+OPERATIONS = ("match", "checksum", "histogram", "touch", "nop")
+
+REPORTS = ("matches", "count", "files")
+"""What MATCH reports: each match, their number for each file, or the files that have any."""
 
 FORMATS = ("text", "jsonl", "arrow")
 """Of the rows on the command line; ``results/writers.py`` makes them."""

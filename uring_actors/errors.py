@@ -3,6 +3,7 @@
     UringActorsError
     ├── OptionError (also ValueError)     an argument or a combination of arguments makes no sense
     ├── PatternError (also ValueError)    a pattern is invalid; points into it
+    ├── OperationError                    a user operation can't be compiled, or failed on a file
     ├── InputError                        a path given by the caller can't be scanned at all
     ├── ArenaError                        shared memory can't be created, or what was attached is not ours
     └── PipelineError                     the running pipeline
@@ -109,6 +110,15 @@ class PatternError(UringActorsError, ValueError):
         line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
         text = f"{self.message} at {self.position}\n  {line}\n  {' ' * _columns(line[: self.position])}^"
         return f"{text}\n{self.fix}" if self.fix else text
+
+
+class OperationError(UringActorsError):
+    """A user operation can't be compiled, or one of its functions failed. ``operation`` is its name."""
+
+    def __init__(self, operation: str, reason: str, **fields: Any) -> None:
+        super().__init__(f"operation {operation!r}: {reason}", **fields)
+        self.operation = operation
+        self.reason = reason
 
 
 class InputError(UringActorsError):

@@ -63,7 +63,9 @@ class KernelHost:
         self._settler = operation.make_settler(arena, job.geometry.payload)
         self._kernel: CpuKernel | CudaKernel
         if backend == "cuda":
-            self._kernel = CudaKernel(arena)
+            self._kernel = CudaKernel(arena, functions=operation.device_functions)
+            if operation.automata is not None:
+                self._kernel.load(operation.automata)  # the first set: number 0, as the slots' parameter says
             self._nap_ns = _GPU_NAP_NS
         else:
             self._kernel = CpuKernel(arena, threads, spins=spins, make_worker=lambda: operation.make_worker(arena))

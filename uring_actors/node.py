@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
@@ -22,8 +24,8 @@ from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, Ur
 from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.megakernel import cuda
-from uring_actors.ops.base import Operation
-from uring_actors.plan import FileEntry
+from uring_actors.ops.base import NotOnDevice, Operation
+from uring_actors.plan import FileBatch, FileEntry
 from uring_actors.publisher import Publisher, ScanJob
 from uring_actors.reader import Reader, ReaderStats, choose_io_engine, pread_note
 from uring_actors.results.errors import Failure
@@ -31,21 +33,29 @@ from uring_actors.results.errors import Failure
 _FEW_CORES = 4
 
 
-def choose_backend(setting: str, operation: Operation) -> tuple[str, str | None]:
-    """Where the kernel runs, ``"cpu"`` or ``"cuda"``, and a note where ``auto`` leaves a GPU unused that is there.
+def choose_backend(setting: str, operation: Operation) -> tuple[str, Operation, str | None]:
+    """Where the kernel runs, ``"cpu"`` or ``"cuda"``; the operation as it runs there; and a note where ``auto`` does
+    not use a GPU that is there.
 
-    Raises PipelineError where ``cuda`` is insisted on and no GPU works, OptionError where it lacks the operation.
+    Raises OptionError where ``cuda`` is insisted on, and no GPU works or it can't run the operation.
     """
     if setting == "cpu" or (setting == "auto" and not cuda.looks_possible()):
-        return "cpu", None
+        return "cpu", operation, None
+    insist = setting == "cuda"
     reason = cuda.unavailable()
-    if reason is None and not operation.on_gpu:
-        reason = "the CUDA kernel does not have this operation yet"
     if reason is None:
-        return "cuda", None
-    if setting == "cuda":
+        try:
+            return "cuda", operation.on_device(insist=insist), None
+        except NotOnDevice as error:
+            reason = str(error)
+    if insist:
         raise OptionError(f"backend is cuda, but {reason}", fix="Use backend auto or cpu.")
-    return "cpu", f"the kernel runs on the CPU: {reason}"
+    return "cpu", operation, f"the kernel runs on the CPU: {reason}"
+
+
+def _pages(size: int) -> int:
+    """``size`` rounded up to whole pages, at least one."""
+    return max(1, -(-size // abi.PAGE)) * abi.PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +83,18 @@ class NodeSpec:
         Raises IoUringUnavailable or MemlockTooSmall where io_uring is insisted on and can't be had.
         """
         cores = len(os.sched_getaffinity(0))
-        job = ScanJob.fit(options.slot_bytes, operation.opcode, halo=operation.halo, lead=operation.lead)
+        backend, operation, why_not = choose_backend(options.backend, operation)
+        job = ScanJob.fit(
+            options.slot_bytes,
+            operation.opcode,
+            halo=operation.halo,
+            lead=operation.lead,
+            operation=operation.parameter,
+        )
         lanes = options.lanes * len(devices)
-        layout = ArenaLayout(lanes, options.slots, options.slot_bytes, max(abi.PAGE, options.slot_bytes // 4))
-        backend, why_not = choose_backend(options.backend, operation)
+        layout = ArenaLayout(
+            lanes, options.slots, options.slot_bytes, _pages(operation.result_bytes(options.slot_bytes))
+        )
         io_engine, note = choose_io_engine(options.io_engine, options.slots * options.slot_bytes * lanes)
         return cls(
             layout=layout,
@@ -89,7 +107,7 @@ class NodeSpec:
             sqpoll=io_engine != "pread" and resolve_sqpoll(cores, lanes, options.sqpoll),
             kernel_threads=options.kernel_threads or cores,
             spins=100 if cores <= _FEW_CORES else 2000,
-            notes=tuple(text for text in (note, why_not) if text),
+            notes=tuple(text for text in (note, why_not, *operation.notes) if text),
         )
 
     def with_pread(self, error: UringActorsError) -> NodeSpec:
@@ -120,15 +138,19 @@ class NodeSpec:
             arena, self.job, self.operation, backend=self.backend, threads=self.kernel_threads, spins=self.spins
         )
 
-    def by_reader(self, files: Sequence[FileEntry]) -> dict[int, list[FileEntry]]:
+    def by_reader(self, files: Sequence[FileEntry]) -> dict[int, FileBatch]:
         """Files with bytes to read, by the reader of their device. Any reader can read a file on a device that was
         not foreseen (a mount below the given paths that appeared later), so the first takes those."""
         numbers = {device: i for i, (device, _) in enumerate(self.devices)}
-        groups: dict[int, list[FileEntry]] = {}
-        for entry in files:
-            if entry.size:
-                groups.setdefault(numbers.get(entry.device, 0), []).append(entry)
-        return groups
+        batch = FileBatch.of(files)
+        found, where = np.unique(batch.devices, return_inverse=True)
+        readers = np.array([numbers.get(device, 0) for device in found.tolist()])[where]
+        readers[batch.sizes == 0] = -1
+        return {
+            reader: batch.take(np.flatnonzero(readers == reader))
+            for reader in np.unique(readers).tolist()
+            if reader >= 0
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ class ScanJob:
     tenant: int = 0
 
     @classmethod
-    def fit(cls, slot_bytes: int, opcode: int, *, halo: int, lead: bool) -> ScanJob:
+    def fit(cls, slot_bytes: int, opcode: int, *, halo: int, lead: bool, operation: int = 0) -> ScanJob:
         """The largest payload that fits a data slot with its context."""
         before = BLOCK if lead else 0
-        return cls(Geometry(slot_bytes - before - round_up(halo), before, halo), opcode)
+        return cls(Geometry(slot_bytes - before - round_up(halo), before, halo), opcode, operation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ The owner submits files and polls ``failure``; what was read is announced to the
 of Ray.
 
 One thread, the opener, does everything that Python must do for a file: open it, make sure that it is the one that
-was listed, decide between the page cache and O_DIRECT, hand its extents to lanes, close it when the last one is
-done. It holds at most ``max_open`` descriptors. Who writes what: ``submit`` appends to the queue of files; all else
-(descriptors, the lanes' jobs) is the opener's; ``close`` takes over when the opener has ended.
+was listed, decide between the page cache and O_DIRECT for each stretch of it, hand its extents to lanes, close it
+when the last one is done. It holds at most ``max_open`` descriptors (and a file that is read both ways has two). Who
+writes what: ``submit`` appends to the queue of files; all else (descriptors, the lanes' jobs) is the opener's;
+``close`` takes over when the opener has ended.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -31,7 +32,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import DeadlineExceeded, MemlockTooSmall, NodeFailed, OptionError, PipelineError
 from uring_actors.uring.lane import UringLane
-from uring_actors.uring.pagecache import mostly_cached
+from uring_actors.uring.pagecache import stretches
 from uring_actors.uring.pread import PreadLane
 from uring_actors.uring.reference import binding
 from uring_actors.uring.reference_lane import LiburingLane
@@ -112,29 +113,21 @@ def _set_flags(fd: int, direct: bool) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
 
 
-def open_file(entry: FileEntry, io: str, payload: int) -> tuple[int, bool]:
-    """Open a listed file: its descriptor, and whether it is read past the page cache.
+def open_file(entry: FileEntry, *, direct: bool) -> int:
+    """Open a listed file, to be read past the page cache if ``direct``; its descriptor.
 
-    ``io`` is auto, direct or buffered; auto is direct for files larger than ``payload`` of which at most half is
-    cached, where the file system can. Raises OSError; ESTALE where something else is there now.
+    Raises OSError: ESTALE where something else is there now, EINVAL where the file system has no O_DIRECT.
     """
     fd = os.open(entry.path, _OPEN_FLAGS)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (entry.device, entry.inode):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        direct = io == "direct" or (io == "auto" and entry.size > payload and not mostly_cached(fd, entry.size))
-        try:
-            _set_flags(fd, direct)
-        except OSError as error:
-            if not direct or io == "direct" or error.errno != errno.EINVAL:
-                raise
-            direct = False  # this file system has no O_DIRECT
-            _set_flags(fd, direct)
+        _set_flags(fd, direct)
     except BaseException:
         os.close(fd)
         raise
-    return fd, direct
+    return fd
 
 
 def default_max_open() -> int:
@@ -161,9 +154,10 @@ class ReaderStats:
 
 @dataclass(slots=True)
 class _Open:
-    fd: int
+    fds: list[int]
+    """One, or a second one that reads past the page cache."""
     runs: int
-    """Not yet done; the descriptor is closed with the last."""
+    """Not yet done, and one while runs are being made; the descriptors are closed with the last."""
 
 
 class Reader:
@@ -228,6 +222,7 @@ class Reader:
         self._open: dict[int, _Open] = {}
         self._token = 0
         self._opened = self._failed = self._direct = 0
+        self._descriptors = 0  # open now
         self._opener = threading.Thread(target=self._run, name=f"reader-{device}-opener", daemon=True)
 
     # ── the owner's side ─────────────────────────────────────────────────────────────────────────────────────
@@ -339,7 +334,8 @@ class Reader:
             for lane in self._lanes:
                 lane.close(seconds)
             for entry in self._open.values():
-                os.close(entry.fd)
+                for fd in entry.fds:
+                    os.close(fd)
             self._open.clear()
             self.life = "closed"
 
@@ -403,40 +399,71 @@ class Reader:
         for lane in self._lanes:
             for token in lane.returned():
                 any_done = True
-                entry = self._open.get(token)
-                if entry is None:
-                    continue  # a failure's job has no file
-                entry.runs -= 1
-                if entry.runs == 0:
-                    del self._open[token]
-                    os.close(entry.fd)
+                if token in self._open:  # a failure's job has no file
+                    self._run_done(token)
         return any_done
+
+    def _run_done(self, token: int) -> None:
+        entry = self._open[token]
+        entry.runs -= 1
+        if entry.runs == 0:
+            del self._open[token]
+            self._descriptors -= len(entry.fds)
+            for fd in entry.fds:
+                os.close(fd)
 
     def _read_file(self, entry: FileEntry) -> None:
         """Open a file and hand its runs to lanes; or have its failure announced."""
         self._token += 1
-        if len(self._open) >= self._max_open:
-            self._wait(lambda: len(self._open) < self._max_open)
+        if self._descriptors >= self._max_open:
+            self._wait(lambda: self._descriptors < self._max_open)
         try:
-            fd, direct = self._open_patiently(entry)
+            fd = self._open_patiently(entry)
         except OSError as error:
             self._failed += 1
             number = error.errno or errno.EIO
             self._give(Job(self._token, entry.id, -1, entry.size, errno=number))
             return
         self._opened += 1
-        self._direct += direct
-        count = self.geometry.extents(entry.size)
-        step = self._run_extents
-        self._open[self._token] = _Open(fd, -(-count // step))
-        for first in range(0, count, step):
-            self._give(Job(self._token, entry.id, fd, entry.size, first, min(step, count - first), direct))
+        self._descriptors += 1
+        file = self._open[self._token] = _Open([fd], 1)
+        any_direct = False
+        for first, count, direct in self._runs(entry, file):
+            any_direct |= direct
+            file.runs += 1
+            self._give(Job(self._token, entry.id, file.fds[-1 if direct else 0], entry.size, first, count, direct))
+        self._direct += any_direct
+        self._run_done(self._token)
 
-    def _open_patiently(self, entry: FileEntry) -> tuple[int, bool]:
+    def _runs(self, entry: FileEntry, file: _Open) -> Iterator[tuple[int, int, bool]]:
+        """The file's runs of extents: first, how many, and whether past the page cache. Under ``auto`` the kernel is
+        asked what it has cached, run by run as they are made; one extent alone isn't worth the question."""
+        extents = self.geometry.extents(entry.size)
+        ask = self.io == "auto" and extents > 1
+        for first in range(0, extents, self._run_extents):
+            count = min(self._run_extents, extents - first)
+            if not ask:
+                yield first, count, self.io == "direct"
+                continue
+            for start, part, cached in stretches(file.fds[0], entry.size, self.geometry.payload, first, count):
+                ask = ask and (cached or self._add_direct(entry, file))
+                yield start, part, ask and not cached
+
+    def _add_direct(self, entry: FileEntry, file: _Open) -> bool:
+        """See that the file is open for reading past the page cache too; whether it can be."""
+        if len(file.fds) == 1:
+            try:
+                file.fds.append(open_file(entry, direct=True))
+            except OSError:  # no O_DIRECT on this file system, no descriptor left, another file there by now
+                return False
+            self._descriptors += 1
+        return True
+
+    def _open_patiently(self, entry: FileEntry) -> int:
         """``open_file``; where descriptors are exhausted, again when one of ours was closed."""
         while True:
             try:
-                return open_file(entry, self.io, self.geometry.payload)
+                return open_file(entry, direct=self.io == "direct")
             except OSError as error:
                 held = len(self._open)
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not held:

@@ -23,26 +23,25 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from uring_actors.config import ScanOptions
+from uring_actors.config import OPERATIONS, ScanOptions
 from uring_actors.errors import OptionError, UringActorsError
 from uring_actors.many.paths import HostLocal
 from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.ops.base import Operation
 from uring_actors.ops.bytesum import Nop, Touch
+from uring_actors.ops.checksum import Checksum
+from uring_actors.ops.histogram import Histogram
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.pattern import Literal, Regex
-from uring_actors.plan import AnyPath, FileEntry, devices, walk
+from uring_actors.ops.user import UserOperation
+from uring_actors.plan import AnyPath, FileBatch, Listed, devices, listing
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
+from uring_actors.selection import AnyGlob, Selection
 
 if TYPE_CHECKING:
     from uring_actors.many.attached import AttachedJob
     from uring_actors.many.job import JobScan
-
-_FILES_AT_ONCE = 256
-_BYTES_AT_ONCE = 256 << 20
-_SECONDS_AT_MOST = 0.02
-"""A slow listing is handed on in small pieces, so that reading starts at once."""
 
 
 def scan(
@@ -50,6 +49,13 @@ def scan(
     *,
     patterns: Iterable[Regex | Literal | str] | None = None,
     operation: str | Operation = "match",
+    include: AnyGlob | Iterable[AnyGlob] = (),
+    exclude: AnyGlob | Iterable[AnyGlob] = (),
+    hidden: bool = True,
+    gitignore: bool = False,
+    max_filesize: int | str | None = None,
+    max_count: int | None = None,
+    report: str = "matches",
     address: str | None = None,
     nodes: Mapping[str, str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -62,7 +68,12 @@ def scan(
     paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed. With
     ``address`` also ``HostLocal`` paths, which each node has for itself.
     patterns: what to search for, with ``operation="match"``; a plain str is a ``Regex``.
-    operation: ``"match"``, ``"touch"`` (read every byte; rows path, bytes, sum) or ``"nop"`` (rows path, bytes).
+    operation: ``"match"``; ``"checksum"`` (rows path, bytes, crc32c); ``"histogram"`` (rows path, bytes, entropy,
+        counts; ``Histogram(block=…)``: one a block); ``"touch"`` (read every byte; rows path, bytes, sum);
+        ``"nop"`` (rows path, bytes); or one of your own, made with ``uring_actors.operation``.
+    include, exclude, hidden, gitignore, max_filesize: which files of trees are scanned; see ``Selection``.
+    max_count: the first so many matches of each file. report: ``"matches"``, ``"count"`` (rows path, count) or
+    ``"files"`` (rows path). A file is not read beyond what these need.
     address: of a Ray cluster (``"auto"``: the one that this machine is in): all of its nodes scan.
     nodes: only those with these labels or resources (``{"disk": "nvme"}``; an empty value: a resource of that name).
     checkpoint: a directory where progress and rows are kept. output_dir: the same, with ``address``, on a file system
@@ -76,31 +87,65 @@ def scan(
     OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
     """
     chosen = ScanOptions.of(**options)
-    made = make_operation(operation, patterns)
+    selection = Selection.of(
+        include=include,
+        exclude=exclude,
+        hidden=hidden,
+        gitignore=gitignore,
+        max_filesize=max_filesize,
+        max_count=max_count,
+        report=report,
+    )
+    made = make_operation(operation, patterns, selection)
     given = [paths] if isinstance(paths, (str, bytes, os.PathLike, HostLocal)) else list(paths)
     if (address, nodes, checkpoint, output_dir, resume) == (None, None, None, None, False):
         plain = [path for path in given if not isinstance(path, HostLocal)]
         if len(plain) == len(given):
-            return Scan(plain, made, chosen)
+            return Scan(plain, made, chosen, selection)
     from uring_actors.many.starting import start_job
 
     return start_job(
-        given, made, chosen, address=address, nodes=nodes, checkpoint=checkpoint, output_dir=output_dir, resume=resume
+        given,
+        made,
+        chosen,
+        selection,
+        address=address,
+        nodes=nodes,
+        checkpoint=checkpoint,
+        output_dir=output_dir,
+        resume=resume,
     )
 
 
-def make_operation(operation: str | Operation, patterns: Iterable[Regex | Literal | str] | None) -> Operation:
-    """The operation by name. Raises OptionError where patterns are missing or out of place."""
+def make_operation(
+    operation: str | Operation,
+    patterns: Iterable[Regex | Literal | str] | None,
+    selection: Selection | None = None,
+) -> Operation:
+    """The operation by name. Raises OptionError where patterns are missing or out of place, or ``selection`` asks for
+    what is no part of it."""
+    selection = selection or Selection()
     if operation == "match":
-        return Match.of([Regex(p) if isinstance(p, str) else p for p in patterns or ()])
+        wanted = [Regex(p) if isinstance(p, str) else p for p in patterns or ()]
+        return Match.of(wanted, report=selection.report, max_count=selection.max_count)
+    if selection.report != "matches" or selection.max_count is not None:
+        raise OptionError(f"operation {operation!r} finds no matches to count", fix="Use operation 'match'.")
     if patterns is not None:
         raise OptionError(f"operation {operation!r} takes no patterns", fix="Leave them out, or use 'match'.")
     if not isinstance(operation, str):
+        if isinstance(operation, UserOperation):
+            operation.prepare()
         return operation
+    named: dict[str, Operation] = {
+        "checksum": Checksum(),
+        "histogram": Histogram(),
+        "touch": Touch(),
+        "nop": Nop(),
+    }
     try:
-        return {"touch": Touch(), "nop": Nop()}[operation]
+        return named[operation]
     except KeyError:
-        raise OptionError(f"there is no operation {operation!r}", fix="There are match, touch and nop.") from None
+        raise OptionError(f"there is no operation {operation!r}", fix=f"There are {', '.join(OPERATIONS)}.") from None
 
 
 class Scan:
@@ -110,10 +155,16 @@ class Scan:
     dropping it).
     """
 
-    def __init__(self, paths: AnyPath | Iterable[AnyPath], operation: Operation, options: ScanOptions) -> None:
+    def __init__(
+        self,
+        paths: AnyPath | Iterable[AnyPath],
+        operation: Operation,
+        options: ScanOptions,
+        selection: Selection | None = None,
+    ) -> None:
         self._began = time.monotonic()
         given = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
-        listing = walk(given)
+        listed = listing(given, selection)
         self.schema: pa.Schema = operation.schema
         spec = NodeSpec.decide(operation, options, devices(given))
         self._node = start_node(spec)
@@ -128,7 +179,7 @@ class Scan:
         self._last = self._node.stats()
         self._last_failures: list[Failure] = []
         # The thread must not keep the scan alive, or dropping the scan would never end it: it knows the feeder only.
-        self._feeder = Feeder(self._node, listing)
+        self._feeder = Feeder(self._node, listed)
         self._close = weakref.finalize(self, _close, self._node, self._feeder)
         self._feeder.start()
 
@@ -206,13 +257,13 @@ def _close(node: Node, feeder: Feeder) -> None:
 
 
 class Feeder:
-    """A thread that lists files and submits them to the node in small groups."""
+    """A thread that lists files and submits them to the node, batch by batch."""
 
-    def __init__(self, node: Node, listing: Iterator[FileEntry | Skipped | Failure]) -> None:
+    def __init__(self, node: Node, listed: Iterator[Listed]) -> None:
         self.failures: list[Failure] = []
         self.skipped: list[Skipped] = []
         self._node = node
-        self._listing = listing
+        self._listed = listed
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
@@ -235,30 +286,18 @@ class Feeder:
     def _run(self) -> None:
         try:
             total = 0
-            for group in self._groups():
-                total += len(group)
-                self._node.submit(group)
+            for item in self._listed:
+                if self._stopping.is_set():
+                    return
+                if isinstance(item, FileBatch):
+                    total += len(item)
+                    self._node.submit(item)
+                elif isinstance(item, Failure):
+                    self.failures.append(item)
+                else:
+                    self.skipped.append(item)
             if not self._stopping.is_set():
                 self._node.finish(total)
         except BaseException as error:
             if not self._stopping.is_set():
                 self._failure = error
-
-    def _groups(self) -> Iterator[list[FileEntry]]:
-        group: list[FileEntry] = []
-        size, due = 0, time.monotonic() + _SECONDS_AT_MOST
-        for item in self._listing:
-            if self._stopping.is_set():
-                return
-            if isinstance(item, FileEntry):
-                group.append(item)
-                size += item.size
-            elif isinstance(item, Failure):
-                self.failures.append(item)
-            else:
-                self.skipped.append(item)
-            if len(group) >= _FILES_AT_ONCE or size >= _BYTES_AT_ONCE or (group and time.monotonic() >= due):
-                yield group
-                group, size, due = [], 0, time.monotonic() + _SECONDS_AT_MOST
-        if group:
-            yield group

@@ -13,6 +13,7 @@ Who writes what (one writer at a time, each hand-over a release-store that the n
     state TAIL             publisher
     state CLAIM            the kernel's threads, by compare-and-swap
     state RETIRED          kernel host
+    state ENOUGH           kernel host; lanes read it
     ring slot              publisher while EMPTY, DONE or FAULT; from PUBLISHED on the kernel
     order[n]               publisher, before TAIL passes it
     channel tail, records  its producer;  channel head: its consumer
@@ -26,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAGIC: Final = int.from_bytes(b"URACTARN", "little")
 PAGE: Final = 4096
 CACHE_LINE: Final = 64
@@ -71,6 +72,10 @@ STATE_STOP: Final = 192
 BELL_PUBLISHER: Final = 256
 BELL_KERNEL: Final = 320
 BELL_HOST: Final = 384
+# Files of which nothing more is wanted, for the lanes: a table of words in which file ``id`` has word ``id mod n``,
+# and is meant where that holds ``id + 1``. Two files may share a word, and then the earlier is read to its end.
+STATE_ENOUGH: Final = 2048
+ENOUGH_WORDS: Final = 512
 STATE_BYTES: Final = PAGE
 
 # ── ring slot: 16 words, one cache line ──────────────────────────────────────────────────────────────────────
@@ -128,6 +133,8 @@ OP_SCAN_TOUCH: Final = 0x40000001
 OP_SCAN_MATCH: Final = 0x40000002
 OP_SCAN_CRC32C: Final = 0x40000003
 OP_SCAN_HISTOGRAM: Final = 0x40000004
+OP_USER_FIRST: Final = 0x00010000  # what users register (``ops/user.py``)
+OP_USER_LAST: Final = 0x3FFFFFFF
 
 FLAG_FIRST: Final = 1  # the file's first extent
 FLAG_LAST: Final = 2  # the file's last
@@ -157,9 +164,10 @@ RESULT_COUNT: Final = 0
 RESULT_OVERFLOW: Final = 4  # non-zero: hits are missing, the slot must be done again on the CPU
 RESULT_NEWLINES: Final = 8
 RESULT_LAST_NEWLINE: Final = 12  # offset in the payload, or NO_NEWLINE
-RESULT_VALUES: Final = 16  # operation results: six u64
+RESULT_VALUES: Final = 16  # operation results: six u64; a reduction's states go on to the block's end
 RESULT_VALUE_COUNT: Final = 6
 RESULT_HITS: Final = 64
+USER_WORDS: Final = (PAGE - RESULT_VALUES) // 8  # of a user operation's state: what the smallest block holds
 HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known

@@ -16,14 +16,16 @@ from typing import Any
 
 import click
 
-from uring_actors.cli import many
-from uring_actors.config import CHOICES, FORMATS, OPERATIONS, ScanOptions, format_size, parse_size
+from uring_actors.cli import many, options
+from uring_actors.cli.checksum import checksum
+from uring_actors.cli.histogram import histogram
+from uring_actors.cli.selecting import selecting
+from uring_actors.config import FORMATS, OPERATIONS, ScanOptions
 from uring_actors.errors import OptionError, UringActorsError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-_DEFAULTS = ScanOptions()
 _FLAGS = {
     "slot_bytes": "--slot-size",
     "io_engine": "--io-engine",
@@ -61,15 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    try:
-        return parse_size(value)
-    except OptionError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _choice(name: str) -> click.Choice[str]:
-    return click.Choice(CHOICES[name])
+def _operation(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value not in OPERATIONS and ":" not in value:
+        raise click.BadParameter(f"{value!r} is none of {', '.join(OPERATIONS)}, nor MODULE:NAME.")
+    return value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,31 +93,18 @@ def commands() -> None:
     metavar="FILE",
     help="Write the matches here; the file appears when the scan has finished.",
 )
-@click.option("--engine", type=_choice("engine"), default=_DEFAULTS.engine, show_default=True)
-@click.option("--backend", type=_choice("backend"), default=_DEFAULTS.backend, show_default=True)
-@click.option("--io-engine", type=_choice("io_engine"), default=_DEFAULTS.io_engine, show_default=True)
-@click.option("--io", type=_choice("io"), default=_DEFAULTS.io, show_default=True)
-@click.option("--sqpoll", type=_choice("sqpoll"), default=_DEFAULTS.sqpoll, show_default=True)
-@click.option("--lanes", type=int, metavar="N", default=_DEFAULTS.lanes, show_default=True, help="Per block device.")
-@click.option(
-    "--slot-size",
-    "slot_bytes",
-    metavar="SIZE",
-    callback=_size,
-    default=format_size(_DEFAULTS.slot_bytes),
-    show_default=True,
-    help="How much is read in one go: a power of two from 64K to 64M.",
-)
-@click.option("--slots", type=int, metavar="N", default=_DEFAULTS.slots, show_default=True, help="Per lane.")
-@click.option("--kernel-threads", type=int, metavar="N", help="Of the CPU kernel.  [default: one per core]")
+@options.pipeline
 @click.option(
     "--operation",
-    type=click.Choice(OPERATIONS),
+    callback=_operation,
+    metavar="NAME",
     default="match",
     show_default=True,
-    help="touch reads every byte, nop only transfers them: for measuring.",
+    help=f"{', '.join(OPERATIONS)}, or MODULE:NAME for one of your own. touch reads every byte, nop only transfers "
+    "them: for measuring.",
 )
 @many.options
+@selecting
 @click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
@@ -138,7 +122,8 @@ def scan(
     explain: bool,
     no_progress: bool,
     quiet: bool,
-    **options: Any,
+    selection: dict[str, Any],
+    **pipeline: Any,
 ) -> int:
     """Search the files in PATH... for patterns.
 
@@ -147,8 +132,8 @@ def scan(
 
     Links within a tree are not followed; FIFOs, sockets and device nodes are skipped.
     """
-    placed = many.take(options)
-    checked = ScanOptions.of(**options)
+    placed = many.take(pipeline)
+    checked = ScanOptions.of(**pipeline)
     if operation == "match" and not (regexp or fixed):
         raise click.UsageError("No pattern was given: name at least one with -e or -F.")
     if operation != "match" and (regexp or fixed):
@@ -162,7 +147,7 @@ def scan(
         regexp, fixed, ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1
     )
     if explain:
-        click.echo(spelled.explain(wanted))
+        click.echo(spelled.explain(wanted, checked.backend))
         return 0
 
     from uring_actors.cli import running
@@ -170,8 +155,9 @@ def scan(
     request = running.Request(
         paths=[*paths, *placed.local_paths()],
         patterns=wanted,
-        operation=operation,
-        options={name: getattr(checked, name) for name in options} | placed.arguments,
+        operation=_loaded(operation),
+        options={name: getattr(checked, name) for name in pipeline} | placed.arguments,
+        selection=selection,
         form=form,
         output=output,
         progress=not (no_progress or quiet),
@@ -181,6 +167,19 @@ def scan(
 
 
 commands.add_command(many.attach)
+
+
+def _loaded(operation: str) -> Any:
+    """What ``--operation`` names: a built-in one's name, or the user's own."""
+    if operation in OPERATIONS:
+        return operation
+    from uring_actors.ops.user import load
+
+    return load(operation)
+
+
+commands.add_command(checksum)
+commands.add_command(histogram)
 
 
 @commands.command()

@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from uring_actors.config import FORMATS, ScanOptions, format_size, parse_size
-from uring_actors.errors import OptionError
+from uring_actors.cli.options import size
+from uring_actors.config import FORMATS, ScanOptions, format_size
 
 if TYPE_CHECKING:
     from uring_actors.cli.running import Request
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    try:
-        return parse_size(value)
-    except OptionError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def _labels(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
@@ -58,7 +51,7 @@ _OPTIONS = (
         "--lease-size",
         "lease_bytes",
         metavar="SIZE",
-        callback=_size,
+        callback=size,
         default=format_size(ScanOptions().lease_bytes),
         show_default=True,
         help="How much is handed out, and counted as done, in one go.",
@@ -108,6 +101,7 @@ def submit(request: Request) -> int:
         list(request.paths),
         patterns=list(request.patterns) or None,
         operation=request.operation,
+        **request.selection,
         **request.options,
     )
     click.echo(job.name)

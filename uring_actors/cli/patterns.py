@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from uring_actors.megakernel import cuda
 from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.parts import device_plans
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.results.writers import printable
@@ -40,13 +42,16 @@ def patterns(
     return found
 
 
-def explain(wanted: list[Pattern]) -> str:
-    """How each pattern will be run.
+def explain(wanted: list[Pattern], backend: str) -> str:
+    """How each pattern will be run by the kernel of ``backend`` ("cpu" or "cuda"; "auto": what this machine has).
 
     Raises:
         PatternError: one is invalid, or can match nothing.
     """
-    return "\n\n".join(map(_plan_in_words, compile_patterns(wanted)))
+    plans = compile_patterns(wanted)
+    if backend == "cuda" or (backend == "auto" and cuda.looks_possible() and cuda.unavailable() is None):
+        plans, _ = device_plans(plans)
+    return "\n\n".join(map(_plan_in_words, plans))
 
 
 def _argument(text: str) -> str | bytes:

@@ -9,9 +9,9 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow as pa
 import uring_actors
 from uring_actors.results.report import Progress, summary
 from uring_actors.results.stats import ScanStats
-from uring_actors.results.writers import atomic_file, check_format, flushed_stream, open_writer, printable
+from uring_actors.results.writers import Writer, atomic_file, check_format, flushed_stream, open_writer, printable
 
 EXIT_MATCHES = 0
 EXIT_NO_MATCHES = 1
@@ -46,18 +46,23 @@ class RunningScan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A scan and where its rows go (``output`` None: stdout). ``options``: further arguments of ``scan``, or of
-    ``attach`` where ``job`` names one that is running."""
+    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``, and where it is
+    to run; ``selection``: what else ``uring_actors.scan`` takes (``cli/selecting.py``). Where ``job`` names one that
+    is running, ``options`` are ``uring_actors.attach``'s."""
 
     paths: Sequence[bytes]
     patterns: Sequence[Any]
-    operation: str
+    operation: Any
+    """The name of a built-in operation, or one that was made."""
     options: dict[str, Any]
     form: str
     output: bytes | None
     progress: bool
     quiet: bool
     job: str | None = None
+    selection: dict[str, Any] = field(default_factory=dict)
+    text: Callable[[BinaryIO, bool], Writer] | None = None
+    """Makes the writer of the format ``text``, of the stream and whether that is a terminal; None: the usual one."""
 
 
 class _OutputClosed(Exception):
@@ -74,7 +79,7 @@ def run(request: Request) -> int:
         with _terminable():
             scanned = _scan(request)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return EXIT_INTERRUPTED
     except _OutputClosed:
         _discard_stdout()
@@ -83,18 +88,19 @@ def run(request: Request) -> int:
 
 
 def _scan(request: Request) -> int:
-    with _output(request) as (stream, terminal):
+    with output(request) as (stream, terminal):
         check_format(request.form, terminal=terminal)
-        rows = 0
         with _start(request) as scan:
             notes = scan.stats.notes
             _say_notes(request, notes)
-            writer = open_writer(request.form, stream, schema=scan.schema, terminal=terminal)
+            if request.text is not None and request.form == "text":
+                writer = request.text(stream, terminal)
+            else:
+                writer = open_writer(request.form, stream, schema=scan.schema, terminal=terminal)
             with _progress(request, scan) as progress:
                 for batch in scan:
                     with progress.hidden() if progress and terminal else nullcontext(), _closing_noticed():
                         writer.write(batch)
-                    rows += batch.num_rows
             stats, errors, skipped = scan.stats, scan.errors, scan.skipped
         with _closing_noticed():
             writer.close()
@@ -102,7 +108,7 @@ def _scan(request: Request) -> int:
     _report(request, stats, errors, skipped)
     if stats.errors or errors.num_rows:
         return EXIT_ERRORS
-    return EXIT_MATCHES if rows or request.operation != "match" else EXIT_NO_MATCHES
+    return EXIT_MATCHES if stats.matches or request.operation != "match" else EXIT_NO_MATCHES
 
 
 def _start(request: Request) -> RunningScan:
@@ -117,12 +123,13 @@ def _start(request: Request) -> RunningScan:
             patterns=list(request.patterns) or None,
             operation=request.operation,
             **request.options,
+            **request.selection,
         )
     return running
 
 
 @contextmanager
-def _output(request: Request) -> Iterator[tuple[BinaryIO, bool]]:
+def output(request: Request) -> Iterator[tuple[BinaryIO, bool]]:
     """Where rows go, and whether that is a terminal."""
     if request.output is not None:
         with atomic_file(request.output) as stream:
@@ -142,17 +149,17 @@ def _progress(request: Request, scan: RunningScan) -> AbstractContextManager[Pro
 
 def _report(request: Request, stats: ScanStats, errors: pa.Table, skipped: pa.Table) -> None:
     for error in errors.to_pylist():
-        _say(_error_in_words(error))
+        say(_error_in_words(error))
     if request.quiet:
         return
     _report_skipped(skipped)
-    _say(summary(stats))
+    say(summary(stats))
 
 
 def _say_notes(request: Request, notes: Iterable[str]) -> None:
     if not request.quiet:
         for note in notes:
-            _say(f"note: {note}")
+            say(f"note: {note}")
 
 
 def _error_in_words(error: dict[str, Any]) -> str:
@@ -168,17 +175,18 @@ def _error_in_words(error: dict[str, Any]) -> str:
 
 def _report_skipped(skipped: pa.Table) -> None:
     for row in skipped.slice(0, SKIPPED_SHOWN).to_pylist():
-        _say(f"skipped {_shown(row['path'])}: {row['reason']}")
+        say(f"skipped {_shown(row['path'])}: {row['reason']}")
     rest = Counter(skipped.slice(SKIPPED_SHOWN).column("reason").to_pylist())
     for reason, count in rest.most_common(SKIPPED_SHOWN):
-        _say(f"skipped {count} more: {reason}")
+        say(f"skipped {count} more: {reason}")
 
 
 def _shown(path: bytes) -> str:
     return printable(path).decode()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on stderr."""
     try:
         sys.stderr.write(f"uring-actors: {text}\n")
         sys.stderr.flush()

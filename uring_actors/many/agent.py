@@ -29,6 +29,7 @@ from uring_actors.many.orchestrator import Facts, Work
 from uring_actors.node import Node, NodeSpec
 from uring_actors.plan import FileEntry, walk
 from uring_actors.results.errors import Failure, Skipped
+from uring_actors.selection import Selection
 
 REBUILDS: Final = 3
 """So many pipelines in a row may die without having finished a lease."""
@@ -50,12 +51,19 @@ class Desk(Protocol):
 class Agent:
     """Life: created → running (``items`` or ``tend``) → closed (idempotent)."""
 
-    def __init__(self, name: str, desk: Desk, make_node: Callable[[], Node], local: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        desk: Desk,
+        make_node: Callable[[], Node],
+        local: Sequence[bytes] = (),
+        selection: Selection | None = None,
+    ) -> None:
         """make_node: a started node; what it raises is why this node can't work."""
         self.name = name
         self._desk = desk
         self._make_node = make_node
-        self._local = list(local)
+        self._local, self._selection = list(local), selection
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._feeder: Feeder | None = None
@@ -147,7 +155,7 @@ class Agent:
             except OSError as error:
                 yield Failure(path, "cannot scan this path", errno=error.errno)
         if present:
-            yield from walk(present)
+            yield from walk(present, self._selection)
 
     def _offer(self, items: Sequence[FileEntry | Failure | Skipped], *, last: bool) -> None:
         while not self._closing.is_set() and not self._desk.offer(self.name, items, last=last):

@@ -19,7 +19,7 @@ import ray
 from uring_actors.errors import NodeFailed, OptionError, PipelineError, UringActorsError
 from uring_actors.journal import Follower
 from uring_actors.many.cluster import connect
-from uring_actors.many.job import is_match, job_stats, nodes_table
+from uring_actors.many.job import job_stats, nodes_table
 from uring_actors.many.orchestrator import JobStatus
 from uring_actors.many.orchestrator_actor import NAMESPACE, start_orchestrator
 from uring_actors.many.progress import JOURNAL, Ledger
@@ -152,7 +152,7 @@ class AttachedJob:
             failure=None if ledger.ended else gone,
             files=totals.files,
             bytes=totals.bytes,
-            rows=totals.rows,
+            matches=totals.matches,
             errors=len(ledger.failures()),
             skipped=0,
             notes=(),
@@ -188,7 +188,7 @@ class AttachedJob:
         status = self._status()
         return job_stats(
             status,
-            matches=status.rows if is_match(self.schema) else 0,
+            matches=status.matches,
             seconds=(self._ended or time.monotonic()) - self._began,
             first=None if self._first_row is None else self._first_row - self._began,
             engine="ray",

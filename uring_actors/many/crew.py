@@ -45,7 +45,7 @@ class LocalCrew:
         except BaseException:
             self._orchestrator.close()
             raise
-        self._agent = Agent(name, self._orchestrator, self._make_node, plan.local)
+        self._agent = Agent(name, self._orchestrator, self._make_node, plan.local, plan.selection)
         self._orchestrator.working(name, facts_of(self._first.spec))
         self._orchestrator.start()
 

@@ -21,7 +21,7 @@ from uring_actors.journal import Follower
 from uring_actors.many.crew import Crew
 from uring_actors.many.orchestrator import JobStatus, NodeReport
 from uring_actors.many.progress import JOURNAL, Ledger
-from uring_actors.many.receiver import Receiver
+from uring_actors.many.receiver import Receiver, matches_in
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
 
@@ -67,7 +67,7 @@ class JobScan:
         self._receiver = Receiver(schema, crew.commit, directory, with_node=with_node)
         self.schema: pa.Schema = self._receiver.schema
         self._first_row: float | None = None
-        self._rows = 0
+        self._matches = 0
         self._iterated = False
         self._ended: float | None = None
         self._status = crew.status()
@@ -82,7 +82,7 @@ class JobScan:
             for batch in self._batches():
                 if self._first_row is None:
                     self._first_row = time.monotonic()
-                self._rows += batch.num_rows
+                self._matches += matches_in(batch)
                 yield batch
         finally:
             self.close()
@@ -134,7 +134,7 @@ class JobScan:
         status = self._known()
         return job_stats(
             status,
-            matches=self._rows if is_match(self.schema) else 0,
+            matches=self._matches,
             seconds=(self._ended or time.monotonic()) - self._began,
             first=None if self._first_row is None else self._first_row - self._began,
             engine=self._engine,
@@ -164,11 +164,6 @@ def _close(crew: Crew, receiver: Receiver, scratch: tempfile.TemporaryDirectory[
     receiver.close()
     if scratch is not None:
         scratch.cleanup()
-
-
-def is_match(schema: pa.Schema) -> bool:
-    """Whether rows are matches."""
-    return "pattern" in schema.names
 
 
 def earlier_rows(directory: Path, run: str | None) -> Iterator[pa.RecordBatch]:

@@ -63,7 +63,7 @@ class NodeWork:
         """Raises why this node can't work, or can't any longer."""
         plan = self._setup.plan
         desk = RemoteDesk(self._orchestrator)
-        agent = Agent(self._name, desk, self._make_node, plan.local)
+        agent = Agent(self._name, desk, self._make_node, plan.local, plan.selection)
         try:
             if self._setup.detached:
                 self._receive(agent, desk)

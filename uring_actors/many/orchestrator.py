@@ -25,6 +25,7 @@ from uring_actors.many.leases import LOSSES_MAX, Lease, LeaseBook, Limits
 from uring_actors.many.progress import NAMED, Progress, Receipt
 from uring_actors.plan import FileEntry, walk
 from uring_actors.results.errors import Failure, Skipped
+from uring_actors.selection import Selection
 
 ASK_SECONDS: Final = 0.5
 """The longest that ``ask`` waits for work."""
@@ -41,6 +42,8 @@ class JobPlan:
     """Paths that every node sees alike: listed here, split over the nodes."""
     local: tuple[bytes, ...]
     """Paths that each node has for itself: listed and read there."""
+    selection: Selection
+    """Which files of trees are wanted."""
     directory: Path
     fingerprint: str
     run: str
@@ -99,7 +102,7 @@ class JobStatus:
     failure: UringActorsError | None
     files: int
     bytes: int
-    rows: int
+    matches: int
     errors: int
     skipped: int
     notes: tuple[str, ...]
@@ -112,7 +115,7 @@ class Orchestrator:
     def __init__(self, plan: JobPlan) -> None:
         """Raises what ``Progress`` raises, and InputError where a shared path can't be scanned."""
         self._plan = plan
-        self._listing = walk(plan.shared) if plan.shared else iter(())
+        self._listing = walk(plan.shared, plan.selection) if plan.shared else iter(())
         self._progress = Progress(
             plan.directory, plan.fingerprint, plan.schema, plan.run, durable=plan.durable, resume=plan.resume
         )
@@ -330,7 +333,7 @@ class Orchestrator:
                 failure=self.failure,
                 files=totals.files,
                 bytes=totals.bytes,
-                rows=totals.rows,
+                matches=totals.matches,
                 errors=len(self._all_failures()),
                 skipped=len(self._all_skipped()),
                 notes=self._notes(),

@@ -5,7 +5,7 @@
 
     {"t": "job", …}           first: what is scanned, so that nothing else is resumed here
     {"t": "run", "id"}        a process began (again) to work on it; ``id`` is the same where an orchestrator restarts
-    {"t": "done", …}          a lease: its files as they were listed, its failures, the number of its rows
+    {"t": "done", …}          a lease: its files as they were listed, its failures, the number of its matches
     {"t": "end"}              everything was done
 
 A part is on the disk before the record that names it is written; a part without a record is of no account and
@@ -45,12 +45,12 @@ NAMED: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a lease came to. ``part``: the name of its file in ``parts``, None where it has no rows or none are kept.
-    ``rows`` are matches where the operation looks for any."""
+    """What a lease came to. ``part``: the name of its file in ``parts``, None where it has none or
+    none are kept."""
 
     files: int
     bytes: int
-    rows: int
+    matches: int
     part: str | None
     failures: tuple[Failure, ...]
 
@@ -61,12 +61,12 @@ class Totals:
 
     files: int = 0
     bytes: int = 0
-    rows: int = 0
+    matches: int = 0
 
 
-def fingerprint(operation: object, paths: Sequence[bytes]) -> str:
+def fingerprint(operation: object, selection: object, paths: Sequence[bytes]) -> str:
     """What must be the same for a job to be resumed."""
-    shown = re.sub(r" at 0x[0-9a-f]+", "", repr(operation))
+    shown = re.sub(r" at 0x[0-9a-f]+", "", f"{operation!r} {selection!r}")
     return blake2b(shown.encode() + b"\0" + b"\0".join(paths), digest_size=16).hexdigest()
 
 
@@ -130,7 +130,7 @@ class Ledger:
             self._done[key] = (b"" if path in failed else _identity(size, mtime_ns, inode), lease)
         self.totals.files += len(record["files"])
         self.totals.bytes += record["bytes"]
-        self.totals.rows += record["rows"]
+        self.totals.matches += record["matches"]
         self._failures += [(lease, node, Failure(**failure)) for failure in record["failures"]]
         self._pipelines[lease] = record["pipeline"]
         if record["part"] is not None:
@@ -264,7 +264,7 @@ class Progress(Ledger):
                 "node": lease.node,
                 "files": [[entry.path, entry.size, entry.mtime_ns, entry.inode] for entry in lease.files],
                 "bytes": receipt.bytes,
-                "rows": receipt.rows,
+                "matches": receipt.matches,
                 "part": receipt.part,
                 "failures": [asdict(failure) for failure in receipt.failures],
             }

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
 from uring_actors.errors import UringActorsError
@@ -35,6 +36,7 @@ class LeaseRows:
 
     def __init__(self, schema: pa.Schema, path: Path) -> None:
         self.rows = 0
+        self.matches = 0
         self.memory = 0
         """Bytes."""
         self._schema = schema
@@ -45,6 +47,7 @@ class LeaseRows:
 
     def add(self, batch: pa.RecordBatch) -> None:
         self.rows += batch.num_rows
+        self.matches += matches_in(batch)
         if self._writer is not None:
             self._writer.write_batch(batch)
             return
@@ -136,7 +139,7 @@ class Receiver:
             part = f"{end.group:016x}-{pipeline}.arrow"
             rows.keep(self._parts / part, durable=self._durable)
         failures = tuple(replace(failure, node=node) for failure in end.failures)
-        counts = self._commit(end.group, pipeline, Receipt(end.files, end.bytes, rows.rows, part, failures))
+        counts = self._commit(end.group, pipeline, Receipt(end.files, end.bytes, rows.matches, part, failures))
         if not counts:
             rows.drop()
         return counts
@@ -180,3 +183,11 @@ class Receiver:
 def with_node_column(schema: pa.Schema) -> pa.Schema:
     """The schema of rows that say which node they were read on."""
     return schema.append(pa.field("node", pa.dictionary(pa.int32(), pa.string()), nullable=False))
+
+
+def matches_in(batch: pa.RecordBatch) -> int:
+    """How many matches the rows stand for: of an operation that looks for none, 0."""
+    names = batch.schema.names
+    if "count" in names:
+        return int(np.sum(batch.column("count").to_numpy()))
+    return batch.num_rows if "pattern" in names or set(names) <= {"path", "node"} else 0

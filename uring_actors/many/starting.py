@@ -23,6 +23,7 @@ from uring_actors.many.receiver import with_node_column
 from uring_actors.node import NodeSpec
 from uring_actors.ops.base import Operation
 from uring_actors.plan import AnyPath, devices
+from uring_actors.selection import Selection
 
 if TYPE_CHECKING:
     from uring_actors.many.attached import AttachedJob
@@ -32,6 +33,7 @@ def start_job(
     paths: AnyPath | HostLocal | Iterable[AnyPath | HostLocal],
     operation: Operation,
     options: ScanOptions,
+    selection: Selection,
     *,
     address: str | None,
     nodes: Mapping[str, str] | None,
@@ -55,7 +57,8 @@ def start_job(
         shared=tuple(shared),
         local=tuple(local),
         directory=Path(scratch.name if scratch else kept or "").absolute(),
-        fingerprint=fingerprint(operation, [*shared, b"", *local]),
+        selection=selection,
+        fingerprint=fingerprint(operation, selection, [*shared, b"", *local]),
         run=f"scan-{uuid.uuid4().hex[:12]}",
         resume=resume,
         durable=kept is not None,

@@ -10,10 +10,10 @@ from uring_actors.megakernel import ring
 
 
 @hot
-def _publish(book: Book, position: int, data_slot: int, payload: int, offset: int) -> None:
+def _publish(book: Book, position: int, opcode: int, data_slot: int, payload: int, offset: int) -> None:
     slot = position & book[BOOK_RING_MASK]
     ring.write_scan(book, slot, data_slot, payload, offset, 0, 0, 0, 0, 0, 0, 0)
-    ring.stage(book, position, slot, abi.OP_SCAN_TOUCH, 0, abi.PRIORITY_NORMAL)
+    ring.stage(book, position, slot, opcode, 0, abi.PRIORITY_NORMAL)
 
 
 @hot
@@ -23,12 +23,12 @@ def _terminal(book: Book, position: int) -> bool:
 
 
 @hot
-def ping(book: Book, payload: int, took: Book) -> None:
+def ping(book: Book, opcode: int, payload: int, took: Book) -> None:
     """Publish one slot at a time and wait for its end; nanoseconds of each to ``took``."""
     position = load_acquire(book[BOOK_STATE] + abi.STATE_TAIL)
     for i in range(took.shape[0]):
         began = clock_ns()
-        _publish(book, position, 0, payload, 0)
+        _publish(book, position, opcode, 0, payload, 0)
         ring.announce(book, (position + 1) & abi.WRAP)
         while not _terminal(book, position):
             pause()
@@ -37,7 +37,7 @@ def ping(book: Book, payload: int, took: Book) -> None:
 
 
 @hot
-def pump(book: Book, payload: int, per_slot: int, count: int) -> int:
+def pump(book: Book, opcode: int, payload: int, per_slot: int, count: int) -> int:
     """Publish ``count`` pieces of ``payload`` bytes, ``per_slot`` in each data slot, as fast as the ring takes them,
     and wait for all; how many there were."""
     tail = load_acquire(book[BOOK_STATE] + abi.STATE_TAIL)
@@ -45,7 +45,7 @@ def pump(book: Book, payload: int, per_slot: int, count: int) -> int:
     published = 0
     while published < count or head != tail:
         while published < count and (tail - head) & abi.WRAP <= book[BOOK_RING_MASK]:
-            _publish(book, tail, published // per_slot, payload, published % per_slot * payload)
+            _publish(book, tail, opcode, published // per_slot, payload, published % per_slot * payload)
             tail = (tail + 1) & abi.WRAP
             published += 1
             ring.announce(book, tail)

@@ -13,13 +13,14 @@ from typing import Final, Protocol
 import numpy as np
 
 from uring_actors.arena import abi, bell
-from uring_actors.arena.atomics import clock_ns, load8, load32, load64, pause, store32, store64
-from uring_actors.arena.book import BOOK_DATA, BOOK_SLOT_BYTES, BOOK_STATE, Book
+from uring_actors.arena.atomics import clock_ns, load32, load64, pause, store32
+from uring_actors.arena.book import BOOK_DATA, BOOK_RESULT_BYTES, BOOK_SLOT_BYTES, BOOK_STATE, Book
 from uring_actors.arena.memory import Arena
 from uring_actors.hot import hot
 from uring_actors.loop import SLICE_NS, LoopThread
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.match import match
+from uring_actors.megakernel.reduce import reduce, reducible, state_words
 
 IDLE: Final = -1
 STOP: Final = -2
@@ -35,42 +36,18 @@ def payload_address(book: Book, slot: int) -> int:
 
 
 @hot
-def sum_bytes(address: int, length: int) -> int:
-    """The sum of ``length`` bytes. Eight at a time: even and odd bytes in 16-bit lanes, folded before they can
-    overflow (a lane takes 128 steps of at most 2 · 255)."""
-    total = 0
-    i = 0
-    while i < length and (address + i) & 7:
-        total += load8(address + i)
-        i += 1
-    words = (length - i) >> 3
-    base = address + i
-    low = 0x00FF00FF00FF00FF
-    done = 0
-    while done < words:
-        stop = min(words, done + 128)
-        lanes = 0
-        for k in range(done, stop):
-            word = load64(base + (k << 3))
-            lanes += (word & low) + ((word >> 8) & low)
-        total += (lanes & 0xFFFF) + ((lanes >> 16) & 0xFFFF) + ((lanes >> 32) & 0xFFFF) + ((lanes >> 48) & 0xFFFF)
-        done = stop
-    i += words << 3
-    while i < length:
-        total += load8(address + i)
-        i += 1
-    return total
-
-
-@hot
-def touch(book: Book, slot: int) -> None:
-    """TOUCH: read every payload byte; the result block's first value is their sum."""
+def run_reduction(book: Book, slot: int, opcode: int) -> int:
+    """The states of a slot's payload into its result block: DONE, or FAULT where they don't fit."""
     address = ring.slot_address(book, slot)
     result = ring.result_address(book, load32(address + abi.SLOT_DATA_SLOT))
-    total = sum_bytes(payload_address(book, slot), load32(address + abi.SLOT_PAYLOAD_BYTES))
+    length, offset = load32(address + abi.SLOT_PAYLOAD_BYTES), load64(address + abi.SLOT_FILE_OFFSET)
+    block = load32(address + abi.SLOT_OPERATION) if opcode != abi.OP_SCAN_TOUCH else 0
+    if abi.RESULT_VALUES + 8 * state_words(opcode, length, offset, block) > book[BOOK_RESULT_BYTES]:
+        return abi.FAULT
+    reduce(opcode, payload_address(book, slot), length, offset, block, result + abi.RESULT_VALUES)
     store32(result + abi.RESULT_COUNT, 0)
     store32(result + abi.RESULT_OVERFLOW, 0)
-    store64(result + abi.RESULT_VALUES, total)
+    return abi.DONE
 
 
 @hot
@@ -85,8 +62,10 @@ def execute(book: Book, slot: int, parameters: Book) -> bool:
     if opcode == abi.OP_SCAN_MATCH:
         if parameters.size == 0 or not match(book, slot, parameters):
             return False
-    elif opcode == abi.OP_SCAN_TOUCH:
-        touch(book, slot)
+    elif abi.OP_USER_FIRST <= opcode <= abi.OP_USER_LAST:
+        return False
+    elif reducible(opcode):
+        status = run_reduction(book, slot, opcode)
     elif opcode == abi.OP_BATCH_FENCE:
         ring.advance_epoch(book)
     elif opcode != abi.OP_NOP and opcode != abi.OP_SCAN_NOP:
@@ -128,6 +107,10 @@ def serve(book: Book, parameters: Book, spins: int, slice_ns: int) -> int:
         spun = 0
 
 
+class Refused(Exception):
+    """Raised by a worker: this slot becomes FAULT, and the kernel goes on."""
+
+
 class Worker(Protocol):
     """One kernel thread's part of an operation that is not all compiled, or whose compiled part needs parameters."""
 
@@ -137,7 +120,8 @@ class Worker(Protocol):
         such part, and ``run`` gets every slot."""
 
     def run(self, slot: Sequence[int]) -> None:
-        """Work on a claimed slot (its 16 words) that ``execute`` left, and write its result block."""
+        """Work on a claimed slot (its 16 words) that ``execute`` left, and write its result block. Raises Refused for
+        a slot that can't be done; any other exception ends the kernel."""
 
 
 class CpuKernel:
@@ -164,6 +148,9 @@ class CpuKernel:
                 return True
             try:
                 worker.run(self._words[slot].tolist())
+            except Refused:
+                ring.finish(self._book, slot, abi.FAULT)
+                return True
             except BaseException:
                 ring.finish(self._book, slot, abi.FAULT)
                 raise

@@ -21,6 +21,8 @@ from __future__ import annotations
 import atexit
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ import numpy as np
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
-from uring_actors.errors import PipelineError
-from uring_actors.megakernel import protocol, ring
+from uring_actors.errors import OperationError, PipelineError
+from uring_actors.megakernel import crc32c, protocol, ring
+from uring_actors.megakernel.nvrtc import DoesNotCompile, compile_log
 from uring_actors.megakernel.protocol import cuda_header
 from uring_actors.ops.match.automaton import TABLE_BYTES, Automata
 
@@ -48,14 +51,73 @@ _STAGING_BYTES = 4 << 20
 cupy: Any = None
 
 
-def source() -> str:
-    """The whole CUDA source: constants, then ``kernel.cu``."""
-    return cuda_header() + (Path(__file__).parent / "kernel.cu").read_text()
+@dataclass(frozen=True, slots=True)
+class DeviceFunction:
+    """A user operation's CUDA form. ``source`` defines ``name`` as docs/operations.md says; it leaves ``words`` words
+    and runs for ``opcode``."""
+
+    name: str
+    opcode: int
+    words: int
+    source: str
+
+
+_USER_MARK = "// USER OPERATIONS\n"
+_USER_ARGUMENTS = {
+    "payload": "const volatile u8*",
+    "bytes": "u32",
+    "before": "u32",
+    "after": "u32",
+    "offset": "u64",
+    "state": "long long*",
+}
+
+
+def source(functions: Sequence[DeviceFunction] = ()) -> str:
+    """The whole CUDA source: constants, then ``kernel.cu`` with the users' functions in their place."""
+    kernel = (Path(__file__).parent / "kernel.cu").read_text()
+    before, mark, after = kernel.partition(_USER_MARK)
+    assert mark
+    line = before.count("\n") + 2
+    return f'{cuda_header()}#line 1 "kernel.cu"\n{before}{_user_part(functions)}#line {line} "kernel.cu"\n{after}'
+
+
+def _user_part(functions: Sequence[DeviceFunction]) -> str:
+    """Each function in a namespace of its own, under its own lines' numbers; then who is called for which opcode."""
+    lines = []
+    for i, function in enumerate(functions):
+        lines += [f"namespace user_{i} {{", f'#line 1 "{function.name}.cu"', function.source, "}"]
+    lines += ['#line 1 "user operations"', "__device__ u32 user_words(u32 opcode) {", "switch (opcode) {"]
+    lines += [f"case {function.opcode}u: return {function.words}u;" for function in functions]
+    parameters = ", ".join(f"{kind} {name}" for name, kind in _USER_ARGUMENTS.items())
+    lines += ["default: return 0;", "}", "}", f"__device__ void user_operation(u32 opcode, {parameters}) {{"]
+    lines += ["switch (opcode) {"]
+    for i, function in enumerate(functions):
+        call = f"user_{i}::{function.name}({', '.join(_USER_ARGUMENTS)})"
+        lines += [f'#line 1 "the call of {function.name}"', f"case {function.opcode}u: {call}; return;"]
+    return "\n".join([*lines, "default: return;", "}", "}", ""])
 
 
 def compile_options() -> tuple[str, ...]:
     """NVRTC's options, for every architecture."""
     return ("--std=c++17",)
+
+
+def check(functions: Sequence[DeviceFunction], architecture: str) -> None:
+    """Compile the kernel with these functions for ``architecture``, by NVRTC; no GPU is needed.
+
+    Raises OperationError with the compiler's report, in the users' own line numbers; PipelineError where NVRTC is
+    missing.
+    """
+    try:
+        compile_log(source(functions), architecture, compile_options())
+    except DoesNotCompile as error:
+        raise _does_not_compile(functions, str(error)) from error
+
+
+def _does_not_compile(functions: Sequence[DeviceFunction], report: str) -> OperationError:
+    names = ", ".join(function.name for function in functions)
+    return OperationError(names, f"its CUDA form does not compile\n{report}")
 
 
 def looks_possible() -> bool:
@@ -85,41 +147,15 @@ def unavailable() -> str | None:
     return None
 
 
-def _multiply(a: int, b: int) -> int:
-    """a · b modulo CRC32C's polynomial, reflected: bit 31 is x^0."""
-    product = 0
-    for bit in range(31, -1, -1):
-        if a >> bit & 1:
-            product ^= b
-        b = b >> 1 ^ (protocol.CRC_POLYNOMIAL if b & 1 else 0)
-    return product
-
-
-@cache
-def _power(count: int) -> int:
-    """x^(8 · count)."""
-    if count == 0:
-        return 1 << 31
-    if count == 1:
-        return 1 << 23
-    half = _power(count // 2)
-    return _multiply(_multiply(half, half), _power(count % 2))
-
-
 def crc_tables() -> np.ndarray[Any, np.dtype[np.uint32]]:
     """CRC32C's tables as ``protocol.CRC_*`` lays them out."""
     tables = np.zeros(protocol.CRC_WORDS, np.uint32)
-    places = tables[: 16 * 256].reshape(16, 256)
-    for bit in range(8):
-        rows = np.arange(256) >> bit & 1 == 1
-        for place in range(16):
-            # Bit b of a byte is x^(7 - b) of it; the sum is shifted over what follows, and 32 bits by definition.
-            places[place, rows] ^= np.uint32(_multiply(_power(15 - place), _multiply(_power(4), 1 << 24 + bit)))
-    stride = tables[protocol.CRC_STRIDE_WORD : protocol.CRC_POWERS_WORD].reshape(4, 256)
-    factor = _power(16 * (_THREADS - 1))
-    for bit in range(32):
-        stride[bit // 8, np.arange(256) >> bit % 8 & 1 == 1] ^= np.uint32(_multiply(factor, 1 << bit))
-    tables[protocol.CRC_POWERS_WORD :] = [_power(1 << k) for k in range(32)]
+    for place in range(16):
+        behind = crc32c.factor(15 - place)
+        tables[256 * place : 256 * (place + 1)] = [crc32c.multiply(behind, crc32c.of_byte(b)) for b in range(256)]
+    stride = crc32c.factor_table(crc32c.factor(16 * (_THREADS - 1)))
+    tables[protocol.CRC_STRIDE_WORD : protocol.CRC_POWERS_WORD] = stride.reshape(-1)
+    tables[protocol.CRC_POWERS_WORD :] = [crc32c.factor(1 << k) for k in range(32)]
     return tables
 
 
@@ -149,6 +185,7 @@ class _Sets:
             entry[word] = begin + len(blob)
             blob += table.tobytes()
             blob += bytes(-len(blob) % 256)
+        entry[protocol.SET_LOADED_WORD] = 1
         entry[protocol.SET_GROUPS_WORD] = automata.groups
         entry[protocol.SET_SHIFT_WORD] = automata.shift
         entry[protocol.SET_DEPTH_WORD] = automata.depth
@@ -164,15 +201,16 @@ class CudaKernel:
     """The megakernel on the current GPU, over one arena.
 
     blocks: the grid, scheduler included; at most, and by default, one block for each multiprocessor, since all
-    must be resident.
+    must be resident. functions: users' operations, to be compiled in.
     """
 
-    def __init__(self, arena: Arena, *, blocks: int | None = None) -> None:
+    def __init__(self, arena: Arena, *, blocks: int | None = None, functions: Sequence[DeviceFunction] = ()) -> None:
         reason = unavailable()
         if reason is not None:
             raise PipelineError(f"the kernel can't run on a GPU: {reason}", fix="Use backend='cpu' or 'auto'.")
         self._arena = arena
         self._book = arena.address_book()
+        self._functions = functions
         multiprocessors = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
         self._blocks = min(blocks or multiprocessors, multiprocessors, _MAX_WORKERS + 1)
         self._memory: list[Any] = []
@@ -191,8 +229,14 @@ class CudaKernel:
         layout = self._arena.layout
         cupy.cuda.runtime.hostRegister(self._arena.address, layout.total, _REGISTER_MAPPED)
         self._registered = True
-        module = cupy.RawModule(code=source(), options=compile_options())
-        function = module.get_function("megakernel")
+        module = cupy.RawModule(code=source(self._functions), options=compile_options())
+        try:
+            function = module.get_function("megakernel")
+        except cupy.cuda.compiler.CompileException as error:
+            if self._functions:
+                raise _does_not_compile(self._functions, str(error)) from error
+            raise
+        function.max_dynamic_shared_size_bytes = protocol.SCRATCH_BYTES
         sizes = (
             _QUEUES * layout.ring_slots,
             16 * layout.ring_slots,
@@ -226,7 +270,7 @@ class CudaKernel:
         cupy.cuda.runtime.deviceSynchronize()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with self._stream:
-            function((self._blocks,), (_THREADS,), arguments)
+            function((self._blocks,), (_THREADS,), arguments, shared_mem=protocol.SCRATCH_BYTES)
         atexit.register(self._shut_down)
 
     def load(self, automata: Automata) -> int:
@@ -235,15 +279,19 @@ class CudaKernel:
         number, begin, entry, tables = self._sets.place(automata)
         # The entry last: whoever sees it sees the tables.
         for offset, data in ((begin, tables), (number * protocol.SET_WORDS * 4, entry.tobytes())):
-            if self._device_sets is None:
-                self._early.append((offset, data))
-            else:
-                self._copy(offset, data)
+            self._put(offset, data)
         return number
 
     def unload(self, number: int) -> None:
-        """Give a set's room back. No slot that names it may be published or running."""
+        """Give a set's room back. No slot that names it may be published or running; one that does later is FAULT."""
+        self._put(number * protocol.SET_WORDS * 4, bytes(protocol.SET_WORDS * 4))
         self._sets.free(number)
+
+    def _put(self, offset: int, data: bytes) -> None:
+        if self._device_sets is None:
+            self._early.append((offset, data))
+        else:
+            self._copy(offset, data)
 
     def _copy(self, offset: int, data: bytes) -> None:
         """Copy to the sets' memory, through pinned memory, without waiting for anything but this copy."""

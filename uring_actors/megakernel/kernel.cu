@@ -7,11 +7,13 @@
 //
 // Hand-overs, each a release that the next owner acquires:
 //   publisher → scheduler   x86 stores in order: arguments, then the position word (last word of the line's second
-//                           half), then status. The warp reads the line in four 16-byte loads, which may see it in
-//                           pieces; it takes the slot only where status says PUBLISHED *and* the position word is the
-//                           one expected, so both halves are new. Then a system fence: the worker's loads of the
-//                           payload come after it.
-//   scheduler → worker      descriptor → __syncwarp → release of the mailbox's number (gpu) → acquire.
+//                           half), then status. The warp acquires the status, and reads the line in four 16-byte
+//                           loads, which may see it in pieces; it takes the slot only where both say PUBLISHED *and*
+//                           the position word is the one expected, so both halves are new. The payload was written
+//                           before the status, and the worker's loads of it come after the acquire.
+//   scheduler → worker      descriptor in pieces of 16 bytes, each a single store that carries the work's number, each
+//                           read by a single load (128-bit scalar accesses are single-copy atomic). A worker takes it
+//                           when all pieces have the new number; fences on both sides order what is older (gpu).
 //   worker → host           results → release of the slot's status (sys) → the host's acquire load.
 //   worker → scheduler      release of the worker's report (gpu), after the status → acquire.
 // No load of the arena may be cached: it is __ldcv or volatile, never __ldg.
@@ -27,11 +29,13 @@ typedef unsigned long long u64;
 #define STARVATION_BOUND 64  // how often a queue with work may be passed over before it is served first
 #define MAX_WORKERS 192
 #define NOTHING 0xFFFFFFFFu
-#define MAILBOX_WORDS 32     // a mailbox has a cache line: 16 words of descriptor, then its number
-#define MAILBOX_NUMBER 16
+#define MAILBOX_WORDS 32     // a mailbox has a cache line: pieces of 16 bytes, each three words of descriptor …
+#define MAILBOX_PIECES 6     // … and the number of the work, so that a piece is new where its number is
 #define TILE_BYTES 32768     // of a payload, worked on from shared memory: 32 bytes for each of 1,024 threads
 #define CHUNK_WORDS 8        // 32-bit words of a thread's piece of a tile, and what it warms an automaton up on at most
 #define CHUNK_STRIDE 9       // odd, so that the threads of a warp read from different banks
+static_assert((TILE_BYTES / 32 + 1) * CHUNK_STRIDE * 4 <= UA_SCRATCH_BYTES, "a tile, and the piece before it");
+static_assert(UA_CRC_POWERS_WORD * 4 <= UA_SCRATCH_BYTES && UA_USER_WORDS * 8 <= UA_SCRATCH_BYTES, "and other uses");
 #define MOST_GROUPS 8        // automata of a pattern set
 #define ACCEPTS 0x80000000u  // in a table's entry: words end in that state
 #define FAULTED 0x80000000u  // in a report, beside the number of the work that is done
@@ -70,6 +74,22 @@ __device__ __forceinline__ void release_gpu(u32* p, u32 v) {
 }
 __device__ __forceinline__ void release_sys(u32* p, u32 v) {
   asm volatile("st.release.sys.global.u32 [%0],%1;" ::"l"(p), "r"(v) : "memory");
+}
+__device__ __forceinline__ uint4 load_piece(const u32* p) {
+  uint4 v;
+  asm volatile("{.reg .b128 q; .reg .b64 a, b; ld.relaxed.gpu.global.b128 q,[%4]; mov.b128 {a, b}, q;"
+               " mov.b64 {%0, %1}, a; mov.b64 {%2, %3}, b;}"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_piece(u32* p, uint4 v) {
+  asm volatile("{.reg .b128 q; .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; mov.b128 q, {a, b};"
+               " st.relaxed.gpu.global.b128 [%0], q;}" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ u32 acquire_sys(const u32* p) {
+  u32 v;
+  asm volatile("ld.acquire.sys.global.u32 %0,[%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
 }
 __device__ __forceinline__ u32 volatile_load(const u32* p) { return *(const volatile u32*)p; }
 __device__ __forceinline__ void volatile_store(u32* p, u32 v) { *(volatile u32*)p = v; }
@@ -137,16 +157,22 @@ __device__ u32 choose(Schedule& s) {
 
 // Put one descriptor (word i in lane i, i < 16) into a worker's mailbox.
 __device__ void give(Schedule& s, const Device& device, u32 worker, u32 word) {
-  u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
   u32 opcode = __shfl_sync(~0u, word, UA_SLOT_OPCODE / 4);
-  if (threadIdx.x < 16) volatile_store(mailbox + threadIdx.x, word);
-  __syncwarp();
+  const u32 first = 3 * threadIdx.x, number = (s.given[worker] + 1) & ~FAULTED;
+  uint4 piece;
+  piece.x = __shfl_sync(~0u, word, first);
+  piece.y = __shfl_sync(~0u, word, first + 1);
+  piece.z = __shfl_sync(~0u, word, first + 2);
+  piece.w = number;
+  if (threadIdx.x < MAILBOX_PIECES) {
+    __threadfence();
+    store_piece(device.mailboxes + worker * MAILBOX_WORDS + 4 * threadIdx.x, piece);
+  }
   if (threadIdx.x == 0) {
     s.opcode[worker] = opcode;
     s.busy[worker] = 1;
     s.busy_count++;
-    s.given[worker] = (s.given[worker] + 1) & ~FAULTED;
-    release_gpu(mailbox + MAILBOX_NUMBER, s.given[worker]);
+    s.given[worker] = number;
   }
   __syncwarp();
 }
@@ -237,6 +263,16 @@ __device__ void enqueue(Schedule& s, const Device& device, uint4 words, u32 posi
   __syncwarp();
 }
 
+// Read the lines of `look` ring slots from `position` on: 16 bytes a lane, and each line's status again, acquired.
+__device__ __forceinline__ void read_lines(const Arena& arena, u32 position, u32 look, uint4& words, u32& status) {
+  const u32 line = threadIdx.x >> 2, part = threadIdx.x & 3;
+  const u32* home = arena.ring + (u64)((position + line) & arena.ring_mask) * 16;
+  words = make_uint4(0, 0, 0, 0);
+  status = UA_EMPTY;
+  if (line < look) words = __ldcv((const uint4*)home + part);
+  if (line < look && part == 0) status = acquire_sys(home);
+}
+
 __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, u32 workers) {
   const u32 lane = threadIdx.x, line = lane >> 2, part = lane & 3, mask = arena.ring_mask;
   u32 position = arena.first_position, look = 1, idle = 0, since = 0, mirrored;
@@ -255,16 +291,23 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
   }
   __syncwarp();
   mirrored = s.done;
+  uint4 ahead = make_uint4(0, 0, 0, 0);
+  u32 status_ahead = UA_EMPTY;
+  bool two = false;  // a look is under way, in `ahead`
   while (!s.stop) {
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)((position + line) & mask) * 16) + part);
+    // While idle, the next look at the line is under way before this one is back.
+    uint4 words = ahead;
+    u32 status = status_ahead;
+    if (!two) read_lines(arena, position, look, words, status);
+    two = look == 1 && idle;
+    if (two) read_lines(arena, position, 1, ahead, status_ahead);
     if (s.busy_count) take_reports(s, device, workers);  // while the line is on its way
-    u32 status_ok = __ballot_sync(~0u, part == 0 && words.x == UA_PUBLISHED);
+    u32 status_ok = __ballot_sync(~0u, part == 0 && status == UA_PUBLISHED && words.x == UA_PUBLISHED);
     u32 place_ok = __ballot_sync(~0u, part == 3 && words.w == position + line);
     u32 count = 0;
     while (count < look && (status_ok >> (4 * count) & 1) && (place_ok >> (4 * count + 3) & 1)) count++;
     if (count) {
-      __threadfence_system();
+      two = false;  // what is under way is of a slot that was taken
       if (!give_fresh(s, device, words, position, count, mask)) enqueue(s, device, words, position, count, mask);
       position += count;
     }
@@ -448,6 +491,34 @@ __device__ u32 reduce(u32 opcode, const u8* payload, u32 bytes, u64 offset, u32 
     volatile_store((u32*)(result + UA_RESULT_COUNT), 0);
     volatile_store((u32*)(result + UA_RESULT_OVERFLOW), 0);
   }
+  return UA_DONE;
+}
+
+// ── user operations ──────────────────────────────────────────────────────────────────────────────────────────────
+// Helpers for their sources, which are inserted below (megakernel/cuda.py; docs/operations.md has the contract).
+
+// Add every thread's value to a word of the state. All threads of a warp call it together.
+__device__ void ua_add(long long* word, long long value) {
+  for (int o = 16; o; o >>= 1) value += __shfl_down_sync(~0u, value, o);
+  if ((threadIdx.x & 31) == 0) atomicAdd((u64*)word, (u64)value);
+}
+
+// Bytes [16 i, 16 i + 16) of the payload, as one load.
+__device__ uint4 ua_load16(const volatile u8* payload, u32 i) { return __ldcv((const uint4*)payload + i); }
+
+// USER OPERATIONS
+
+// Run a user's operation with all threads of the block, and store its state. FAULT where there is none such.
+__device__ u32 run_user(u32 opcode, const u8* payload, u32 bytes, bool before, u32 after, u64 offset, u8* result,
+                        u64 result_bytes, long long* state) {
+  const u32 words = user_words(opcode);
+  if (!words || UA_RESULT_VALUES + 8 * words > result_bytes) return UA_FAULT;
+  for (u32 i = threadIdx.x; i < words; i += blockDim.x) state[i] = 0;
+  __syncthreads();
+  user_operation(opcode, payload, bytes, before, after, offset, state);
+  __syncthreads();
+  for (u32 i = threadIdx.x; i < words; i += blockDim.x)
+    *(volatile long long*)(result + UA_RESULT_VALUES + 8 * i) = state[i];
   return UA_DONE;
 }
 
@@ -680,7 +751,7 @@ __device__ bool permitted(const Arena& arena, u32 tenant) {
 
 __device__ bool scans(u32 opcode) {
   return opcode == UA_OP_SCAN_TOUCH || opcode == UA_OP_SCAN_CRC32C || opcode == UA_OP_SCAN_HISTOGRAM ||
-         opcode == UA_OP_SCAN_MATCH;
+         opcode == UA_OP_SCAN_MATCH || (opcode >= UA_OP_USER_FIRST && opcode <= UA_OP_USER_LAST);
 }
 
 // A scan of one payload, by all threads. FAULT for one that can't be read in 16-byte words, or leaves its data slot.
@@ -692,27 +763,34 @@ __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const 
   u8* result = arena.results + where * arena.result_bytes;
   const u32 parameter = slot[UA_SLOT_OPERATION / 4];
   if (opcode == UA_OP_SCAN_MATCH) {
-    if (parameter >= UA_SETS) return UA_FAULT;
+    if (parameter >= UA_SETS || !volatile_load((const u32*)device.sets + parameter * UA_SET_WORDS + UA_SET_LOADED_WORD))
+      return UA_FAULT;
     const u32 capacity = (arena.result_bytes - UA_RESULT_HITS) / UA_HIT_BYTES;
     match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, scratch);
     return UA_DONE;
   }
   const u64 offset = slot[UA_SLOT_FILE_OFFSET / 4] | (u64)slot[UA_SLOT_FILE_OFFSET / 4 + 1] << 32;
+  if (opcode <= UA_OP_USER_LAST)
+    return run_user(opcode, payload, bytes, offset && begin, halo, offset, result, arena.result_bytes,
+                    (long long*)scratch);
   return reduce(opcode, payload, bytes, offset, parameter, result, arena.result_bytes, device.crc, scratch);
 }
 
 __device__ void work(const Arena& arena, const Device& device, u32 worker) {
-  __shared__ u32 descriptor[16], allowed;
-  __shared__ __align__(16) u32 scratch[(TILE_BYTES / 32 + 1) * CHUNK_STRIDE];
+  __shared__ u32 descriptor[3 * MAILBOX_PIECES], allowed;
+  extern __shared__ __align__(16) u32 scratch[];  // UA_SCRATCH_BYTES, for the operation at hand
   const u32* mailbox = device.mailboxes + worker * MAILBOX_WORDS;
   u32 number = 0;
   for (;;) {
     if (threadIdx.x < 32) {
-      u32 seen = number;
-      if (threadIdx.x == 0)
-        while ((seen = acquire_gpu(mailbox + MAILBOX_NUMBER)) == number) {}
-      number = __shfl_sync(~0u, seen, 0);
-      if (threadIdx.x < 16) descriptor[threadIdx.x] = volatile_load(mailbox + threadIdx.x);
+      uint4 piece;
+      do {
+        piece = threadIdx.x < MAILBOX_PIECES ? load_piece(mailbox + 4 * threadIdx.x) : make_uint4(0, 0, 0, number + 1);
+      } while (!__all_sync(~0u, piece.w != number));
+      __threadfence();
+      number = __shfl_sync(~0u, piece.w, 0);
+      u32* to = descriptor + 3 * threadIdx.x;
+      if (threadIdx.x < MAILBOX_PIECES) to[0] = piece.x, to[1] = piece.y, to[2] = piece.z;
     }
     __syncthreads();
     const u32 slot = descriptor[0], opcode = descriptor[UA_SLOT_OPCODE / 4];

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from uring_actors.arena import abi
+from uring_actors.megakernel import crc32c
 
 # What the host lays down in the device's memory before the kernel reads it; all in 32-bit words unless said.
 SETS: Final = 16
@@ -17,13 +18,17 @@ SET_CLASSES_WORD: Final = 3  # this and the next three: bytes from the first ent
 SET_NEXT_WORD: Final = 4
 SET_FIRST_WORD: Final = 5
 SET_ACCEPTS_WORD: Final = 6
+SET_LOADED_WORD: Final = 7
 SET_ROOTS_WORD: Final = 8
 
-CRC_POLYNOMIAL: Final = 0x82F63B78
+CRC_POLYNOMIAL: Final = crc32c.POLYNOMIAL
 CRC_BYTE_WORD: Final = 15 * 256  # of 16 tables, by the place of a byte among 16, that of the last: one byte's step
 CRC_STRIDE_WORD: Final = 16 * 256  # four tables: times x^(8 · (16,384 - 16))
 CRC_POWERS_WORD: Final = 20 * 256  # x^(8 · 2^k), k from 0 to 31
 CRC_WORDS: Final = CRC_POWERS_WORD + 32
+
+SCRATCH_BYTES: Final = 37 << 10
+"""Shared memory of a block for the operation at hand, beside what it declares."""
 
 PACKED_WORDS: Final = abi.SLOT_ARG_COUNT - 1
 """Of a packed slot's arguments: the last word has the slot's position."""

@@ -18,11 +18,17 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import errno_name
 from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
+from uring_actors.megakernel.cuda import DeviceFunction
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 """What ``ring.collect`` reports: one row a slot, columns ``ring.COLUMN_*``."""
+
+
+class NotOnDevice(Exception):
+    """The CUDA kernel can't run this operation; the text says why, as the end of a sentence."""
 
 
 class Settler(Protocol):
@@ -32,10 +38,13 @@ class Settler(Protocol):
     """Files settled, failed ones included."""
     bytes: int
     """Payload bytes of settled extents."""
-    matches: int
     failures: list[Failure]
     settled: list[int]
     """Ids of files settled, failed ones included; the kernel host takes them out."""
+
+    @property
+    def matches(self) -> int:
+        """Rows, or what is counted instead of them."""
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         """These files' extents will come. Empty files have none and are settled at once."""
@@ -62,8 +71,27 @@ class Operation(Protocol):
         """Whether bytes must stand before the payload."""
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the CUDA kernel has it."""
+    def automata(self) -> Automata | None:
+        """What the CUDA kernel must have in its memory to run it."""
+
+    def on_device(self, *, insist: bool) -> Operation:
+        """The operation as the CUDA kernel runs it, with the same rows. Raises NotOnDevice where it has no form
+        there, or, unless ``insist``, where the CPU kernel is the better choice."""
+
+    @property
+    def device_functions(self) -> Sequence[DeviceFunction]:
+        """What the CUDA kernel must be compiled with."""
+
+    @property
+    def parameter(self) -> int:
+        """The slots' operation parameter (``abi.SLOT_OPERATION``)."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know before it starts."""
+
+    def result_bytes(self, slot_bytes: int) -> int:
+        """What a data slot's result block must hold at least."""
 
     @property
     def schema(self) -> pa.Schema: ...

@@ -27,6 +27,14 @@ MATCH_SCHEMA = pa.schema(
     ]
 )
 
+COUNT_SCHEMA = pa.schema(
+    [pa.field("path", pa.binary(), nullable=False), pa.field("count", pa.int64(), nullable=False)]
+)
+"""How many matches each file has."""
+
+FILE_SCHEMA = pa.schema([pa.field("path", pa.binary(), nullable=False)])
+"""The files that have a match."""
+
 MAX_ROWS = 64 << 10
 MAX_MATCH_BYTES = 4 << 20
 

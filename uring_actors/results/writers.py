@@ -1,7 +1,7 @@
 """Record batches as bytes on a stream: ``text``, ``jsonl`` and ``arrow``.
 
 Rows are those of one schema: matches, or what another operation yields (columns of binary, strings and
-integers).
+numbers, lists of as many numbers in every row).
 
 **text** is for people and for ``cut``: one row a line, ``path:line:column:match`` (with ``node:`` before it where
 rows say their node), or all columns for rows that are no matches. A line or column that is not known (after an
@@ -205,6 +205,13 @@ def _numbers(column: pa.Array, unknown: str) -> pa.Array:
     return pc.fill_null(column.cast(pa.large_string()), unknown)
 
 
+def _number_lists(column: pa.Array) -> pa.Array:
+    """The numbers of each list (none of them null), with commas between them."""
+    size, values = column.type.list_size, column.flatten().cast(pa.string())
+    ends = pa.array(range(0, (len(column) + 1) * size, size), pa.int32())
+    return pc.binary_join(pa.ListArray.from_arrays(ends, values), ",")
+
+
 def _mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
     """``change`` of each distinct value, in the values' places."""
     encoded = column.dictionary_encode()
@@ -223,8 +230,10 @@ def _text_lines(batch: pa.RecordBatch, names: Sequence[str], terminal: bool) -> 
 
 
 def _text(column: pa.Array, terminal: bool) -> pa.Array:
-    if pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _numbers(column, "?")
+    if pa.types.is_fixed_size_list(column.type):
+        return _number_lists(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     column = column.cast(pa.large_binary())
@@ -268,8 +277,10 @@ def _json_member(name: str, column: pa.Array) -> list[pa.Array | bytes]:
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return [_mapped(column, _json_bytes(name))]
     quoted = f'"{name}": '.encode()
-    if pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return [quoted, _numbers(column, "null")]
+    if pa.types.is_fixed_size_list(column.type):
+        return [quoted, b"[", _number_lists(column), b"]"]
     return [quoted, _mapped(column, _json_string)]
 
 

@@ -85,6 +85,7 @@ from uring_actors.uring.work import (
     job_is_done,
     length_of,
     settle_read,
+    spare,
     take_credits,
     take_job,
 )
@@ -118,6 +119,14 @@ def queue_read(state: Words, queue: Words, reads: Words, jobs: Words, counters: 
 
 
 @lean
+def _end_job(state: Words, queue: Words, jobs: Words, counters: Words, job: int) -> bool:
+    """``end_job``, and the file leaves the ring's table."""
+    if jobs[job, J_FIXED] != 0:
+        update_file(queue, job, -1)
+    return end_job(state, jobs, counters, job)
+
+
+@lean
 def begin_reads(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words) -> int:
     """Begin reads while there are jobs, free data slots and depth, at most ``BATCH``; how many, or NO_ROOM."""
     begun = 0
@@ -133,6 +142,11 @@ def begin_reads(state: Words, queue: Words, reads: Words, jobs: Words, counters:
                 jobs[job, J_FIXED] = 1
         if state[FREE] < 0 or state[READING] >= state[DEPTH]:
             return begun
+        job = state[CURRENT]
+        if spare(state, jobs, counters):
+            if job_is_done(jobs, job) and not _end_job(state, queue, jobs, counters, job):
+                return NO_ROOM
+            continue
         slot = begin(state, reads, jobs, counters)
         queue_read(state, queue, reads, jobs, counters, slot)
         begun += 1
@@ -154,11 +168,8 @@ def reap(state: Words, queue: Words, reads: Words, jobs: Words, counters: Words)
             return verdict
         if verdict in (MORE, RETRY):
             queue_read(state, queue, reads, jobs, counters, slot)
-        elif job_is_done(jobs, job):
-            if jobs[job, J_FIXED] != 0:
-                update_file(queue, job, -1)
-            if not end_job(state, jobs, counters, job):
-                return NO_ROOM
+        elif job_is_done(jobs, job) and not _end_job(state, queue, jobs, counters, job):
+            return NO_ROOM
     taken(queue, count)
     return count
 

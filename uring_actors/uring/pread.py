@@ -44,6 +44,7 @@ from uring_actors.uring.work import (
     job_is_done,
     length_of,
     settle_read,
+    spare,
     take_credits,
     take_job,
 )
@@ -83,11 +84,15 @@ def run_pread(state: Words, reads: Words, jobs: Words, counters: Words, until_ns
             if code < 0:
                 return code
         if stop != ABORT and state[CURRENT] >= 0 and state[FREE] >= 0:
+            job = state[CURRENT]
+            if spare(state, jobs, counters):
+                if job_is_done(jobs, job) and not end_job(state, jobs, counters, job):
+                    return NO_ROOM
+                continue
             slot = begin(state, reads, jobs, counters)
             code = read_whole(state, reads, jobs, counters, slot)
             if code < 0:
                 return code
-            job = reads[slot, R_JOB]
             if job_is_done(jobs, job) and not end_job(state, jobs, counters, job):
                 return NO_ROOM
             unrung += 1

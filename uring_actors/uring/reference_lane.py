@@ -88,6 +88,11 @@ class LiburingLane(Lane):
                     return taken if taken < 0 else begun
             if state[work.FREE] < 0 or state[work.READING] >= state[work.DEPTH]:
                 return begun
+            job = int(state[work.CURRENT])
+            if work.spare(state, jobs, counters):
+                if work.job_is_done(jobs, job) and not work.end_job(state, jobs, counters, job):
+                    return work.NO_ROOM
+                continue
             self._queue_read(work.begin(state, reads, jobs, counters))
             begun += 1
         return begun

@@ -128,13 +128,14 @@ STOP: Final = 16  # address of the stop word
 SPIN: Final = 17  # rounds of looking for work before sleeping
 BATCH: Final = 18  # reads begun before completions are looked at
 DEPTH: Final = 19  # the most reads in flight
+ENOUGH_TABLE: Final = 20  # address of the arena's ``STATE_ENOUGH``
 # The lane's own:
-CURRENT: Final = 20  # the job whose extents are being begun, or −1
-FREE: Final = 21  # the first free data slot (local number), or −1; reads[slot, NEXT] is the next
-FREE_JOB: Final = 22  # likewise in jobs
-READING: Final = 23  # reads begun and not finished
-LENT: Final = 24  # data slots announced and not credited
-FREE_COUNT: Final = 25
+CURRENT: Final = 21  # the job whose extents are being begun, or −1
+FREE: Final = 22  # the first free data slot (local number), or −1; reads[slot, NEXT] is the next
+FREE_JOB: Final = 23  # likewise in jobs
+READING: Final = 24  # reads begun and not finished
+LENT: Final = 25  # data slots announced and not credited
+FREE_COUNT: Final = 26
 ENGINE: Final = 32  # from here on an engine's own words
 STATE_WORDS: Final = 64
 
@@ -220,6 +221,8 @@ class LaneStats:
     """Reads begun and not finished, now."""
     jobs: int = 0
     """Jobs done."""
+    extents_spared: int = 0
+    """Extents that were not read, because nothing more was wanted of their file."""
 
     def problems(self) -> list[str]:
         """Of a finished run: what shows that it was not whole, not zero-copy, or not on one path."""
@@ -268,6 +271,7 @@ C_FIXED_FILE: Final = _COUNTER["fixed_file_reads"]
 C_DIRECT: Final = _COUNTER["direct_reads"]
 C_IN_FLIGHT: Final = _COUNTER["in_flight"]
 C_JOBS: Final = _COUNTER["jobs"]
+C_SPARED: Final = _COUNTER["extents_spared"]
 
 
 # ── pieces of the loops ──────────────────────────────────────────────────────────────────────────────────────
@@ -352,6 +356,37 @@ def take_job(state: Words, jobs: Words, counters: Words) -> int:
         store_release(intake + _HEAD, head + 1)
         state[CURRENT] = job
         return 1
+
+
+@lean
+def enough_word(table: int, file_id: int) -> int:
+    """The address of the file's word in the table of files of which nothing more is wanted."""
+    return table + (file_id % abi.ENOUGH_WORDS << 2)
+
+
+@lean
+def has_enough(table: int, file_id: int) -> bool:
+    """Whether nothing more is wanted of the file."""
+    return load_acquire(enough_word(table, file_id)) == (file_id + 1) & _WRAP
+
+
+@lean
+def say_enough(table: int, file_id: int) -> None:
+    """Nothing more is wanted of the file. Kernel host only."""
+    store_release(enough_word(table, file_id), file_id + 1)
+
+
+@lean
+def spare(state: Words, jobs: Words, counters: Words) -> bool:
+    """Drop what is left of the current job where nothing more is wanted of its file; whether it was so. The job is
+    no longer current then, and may be done."""
+    job = state[CURRENT]
+    if not has_enough(state[ENOUGH_TABLE], jobs[job, J_FILE]):
+        return False
+    counters[C_SPARED] += jobs[job, J_END] - jobs[job, J_NEXT_EXTENT]
+    jobs[job, J_NEXT_EXTENT] = jobs[job, J_END]
+    state[CURRENT] = -1
+    return True
 
 
 @lean
@@ -655,6 +690,7 @@ class Lane:
             # enough that waking them costs little: on two cores 4 MiB took 15 % less CPU time than 1 MiB.
             BATCH: max(1, min(32, (4 << 20) // self.geometry.payload, layout.slots_per_lane // 4)),
             DEPTH: self.depth,
+            ENOUGH_TABLE: at(layout.state + abi.STATE_ENOUGH),
             CURRENT: -1,
             FREE: 0,
             FREE_JOB: 0,

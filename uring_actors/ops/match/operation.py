@@ -10,7 +10,7 @@ and leaves them all in memory of this process, so nothing is lost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,19 +22,21 @@ from uring_actors.arena import abi
 from uring_actors.arena.book import Book
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
+from uring_actors.ops.base import Operation, Settler, extents, fault_failure, read_failure
 from uring_actors.ops.base import Rows as SlotRows
-from uring_actors.ops.base import Settler, extents, fault_failure, read_failure
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
 from uring_actors.ops.match.engine import Engine, Hits
 from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
+from uring_actors.ops.match.reports import SCHEMAS, Report, make_report
 from uring_actors.ops.match.settle import FileSettler, Settled
 from uring_actors.ops.match.window import LocalFile
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
-from uring_actors.results.schema import MATCH_SCHEMA, MatchBatches
+from uring_actors.uring.work import say_enough
 
 _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
@@ -46,19 +48,30 @@ class Match:
     """Search for patterns. Rows: ``MATCH_SCHEMA``. Pickles as its plans; engines are compiled where it runs."""
 
     plans: tuple[PatternPlan, ...]
+    report: str = "matches"
+    """Of ``reports.SCHEMAS``."""
+    max_count: int | None = None
+    """The first so many matches of each file."""
 
     opcode = abi.OP_SCAN_MATCH
     lead = True
-    on_gpu = False
-    schema = MATCH_SCHEMA
+    device_functions = ()
+    parameter = 0
+    notes = ()
 
     @classmethod
-    def of(cls, patterns: Sequence[Regex | Literal]) -> Match:
+    def of(
+        cls, patterns: Sequence[Regex | Literal], *, report: str = "matches", max_count: int | None = None
+    ) -> Match:
         """Raises PatternError (points into the pattern) and OptionError (there are none)."""
-        return cls(compile_patterns(patterns))
+        return cls(compile_patterns(patterns), report, max_count)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.plans,)
+        return type(self), (self.plans, self.report, self.max_count)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return SCHEMAS[self.report]
 
     @cached_property
     def engine(self) -> Engine:
@@ -69,14 +82,31 @@ class Match:
         return PlanSet(self.engine.plans)
 
     @property
+    def automata(self) -> Automata | None:
+        return None
+
+    @property
     def halo(self) -> int:
         return self.plan_set.halo
 
-    def make_worker(self, arena: Arena) -> MatchWorker:
+    def result_bytes(self, slot_bytes: int) -> int:
+        return slot_bytes // 4
+
+    def on_device(self, *, insist: bool) -> Operation:
+        from uring_actors.ops.match.device import DeviceMatch  # which settles as this module does
+
+        return DeviceMatch.from_match(self, insist=insist)
+
+    def make_worker(self, arena: Arena) -> MatchWorker | None:
         return MatchWorker(arena, self.engine, self._spill)
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
-        return MatchSettler(arena, self.plan_set, [plan.name for plan in self.plans], payload, self._spill)
+        names = [plan.name for plan in self.plans]
+        report = make_report(self.report, names, self.max_count)
+        return MatchSettler(arena, self.plan_set, names, payload, self._overflowed(arena), report)
+
+    def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
+        return lambda row: self._spill.pop(row[ring.COLUMN_DATA_SLOT])
 
     @cached_property
     def _spill(self) -> dict[int, Hits]:
@@ -127,11 +157,17 @@ class MatchSettler:
     """All files of one scan."""
 
     def __init__(
-        self, arena: Arena, plans: PlanSet, names: Sequence[str], payload: int, spill: dict[int, Hits]
+        self,
+        arena: Arena,
+        plans: PlanSet,
+        names: Sequence[str],
+        payload: int,
+        overflowed: Callable[[list[int]], Hits],
+        report: Report,
     ) -> None:
+        """``overflowed`` gives the hits of a slot (a row of ``ring.collect``) that said OVERFLOW."""
         self.files = 0
         self.bytes = 0
-        self.matches = 0
         self.failures: list[Failure] = []
         self.settled: list[int] = []
         layout = arena.layout
@@ -141,17 +177,24 @@ class MatchSettler:
         self._plans = plans
         self._names = names
         self._payload = payload
-        self._spill = spill
+        self._overflowed = overflowed
         self._confirmer = Confirmer(plans)
         self._open: dict[int, _OpenFile] = {}
-        self._rows = MatchBatches(names)
-        self._ready: list[pa.RecordBatch] = []
+        self._report = report
+        self._enough = arena.at(layout.state + abi.STATE_ENOUGH)
+        self._stopped: set[int] = set()
+        """Files of which nothing more is wanted, and extents may still come."""
+
+    @property
+    def matches(self) -> int:
+        return self._report.matches
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         for entry in files:
             if entry.size == 0:
                 self.files += 1
                 self.settled.append(entry.id)
+                self._report.end(entry.id, entry.path, opened=True)
                 continue
             settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
             self._open[entry.id] = _OpenFile(entry, settler, extents(entry.size, self._payload))
@@ -161,28 +204,33 @@ class MatchSettler:
             self._settle_slot(row)
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
-        if everything:
-            self._ready.extend(self._rows.flush())
-        ready, self._ready = self._ready, []
-        return ready
+        return self._report.take(everything=everything)
 
     def _settle_slot(self, row: list[int]) -> None:
-        file = self._open[row[ring.COLUMN_FILE_ID]]
+        file = self._open.get(row[ring.COLUMN_FILE_ID])
+        if file is None:
+            assert row[ring.COLUMN_FILE_ID] in self._stopped, "an extent of a file that is done"
+            return
+        opened, more = row[ring.COLUMN_DATA_SLOT] != abi.NO_DATA_SLOT, True
         extent = row[ring.COLUMN_EXTENT_ID]
         self.bytes += row[ring.COLUMN_PAYLOAD_BYTES]
-        if row[ring.COLUMN_DATA_SLOT] == abi.NO_DATA_SLOT:
+        if not opened:
             self.failures.append(read_failure(file.entry, row))
             file.left = 0
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                self._emit(file, file.settler.add(extent, result, *self._text(row)))
+                more = self._emit(file, file.settler.add(extent, result, *self._text(row)))
             file.left -= 1
-        if file.left == 0:
-            if file.cut_failure is not None:
+        if not more and file.left > 0:
+            self._stopped.add(file.entry.id)
+            say_enough(self._enough, file.entry.id)
+        if not more or file.left == 0:
+            if more and file.cut_failure is not None:
                 self.failures.append(file.cut_failure)
             file.settler.close()
             del self._open[file.entry.id]
+            self._report.end(file.entry.id, file.entry.path, opened=opened)
             self.files += 1
             self.settled.append(file.entry.id)
 
@@ -218,7 +266,7 @@ class MatchSettler:
         patterns = ends = None
         count = row[ring.COLUMN_HIT_COUNT]
         if count:
-            hits = self._hits(data_slot, count, bool(row[ring.COLUMN_OVERFLOW]))
+            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(data_slot, count)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
         return self._confirmer.confirm(
@@ -241,19 +289,20 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _hits(self, data_slot: int, count: int, overflow: bool) -> Hits:
-        if overflow:
-            return self._spill.pop(data_slot)
+    def _hits(self, data_slot: int, count: int) -> Hits:
         block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
         return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
 
-    def _emit(self, file: _OpenFile, settled: list[Settled]) -> None:
-        for part in settled:
+    def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
+        """Whether more of this file is wanted."""
+        for k, part in enumerate(settled):
             for fault in part.faults:
                 which = "" if fault.pattern is None else f" (pattern {self._names[fault.pattern]!r})"
                 self.failures.append(
                     Failure(file.entry.path, fault.reason + which, errno=fault.errno or None, offset=fault.offset)
                 )
-            if len(part.rows):
-                self.matches += len(part.rows)
-                self._ready.extend(self._rows.add(file.entry.path, part.rows))
+            # Of several extents settled at once only the last says what is decided: rows of the others may wait.
+            decided = file.settler.decided if k == len(settled) - 1 else 0
+            if not self._report.add(file.entry.id, file.entry.path, part.rows, decided):
+                return False
+        return True

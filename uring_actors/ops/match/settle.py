@@ -90,6 +90,13 @@ class FileSettler:
         """Whether all of the file has been settled (or given up)."""
         return self._frontier == self.size
 
+    @property
+    def decided(self) -> int:
+        """No row that is still to come starts before this offset."""
+        if self._unbounded is None:
+            return self._frontier
+        return min(self._frontier, self._unbounded.decided(self._frontier, self._newline))
+
     def add(
         self, extent: int, result: ExtentMatches | Unread, text: memoryview = _NOTHING, base: int = 0
     ) -> list[Settled]:
@@ -280,6 +287,14 @@ class _Unbounded:
         self._window = window
         self._searches: dict[int, Search] = {p.plan.index: search_for(p, window) for p in plans.unbounded}
         self._stuck: dict[int, int] = {}  # searches that wait for an extent behind this offset
+
+    def decided(self, frontier: int, newline: int) -> int:
+        """No match that is still to be found starts before this offset; as ``Search.decided``."""
+        bounds = [
+            search.at if index in self._stuck else search.decided(frontier, newline)
+            for index, search in self._searches.items()
+        ]
+        return min(bounds, default=frontier)
 
     def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> Rows:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""

@@ -50,6 +50,9 @@ class Search(Protocol):
         Raises ReadFailed; ``out`` keeps what was found before.
         """
 
+    def decided(self, frontier: int, newline: int) -> int:
+        """After ``advance``: no match that is still to come starts before this."""
+
     def suspect(self, start: int, stop: int) -> None:
         """No engine saw ``[start, stop)``: there may be candidates that begin in it."""
 
@@ -109,6 +112,10 @@ class EveryLineSearch:
             _emit_lines(self._pattern, self._window, self.at, stop, out)
             self.at = stop + 1
 
+    def decided(self, frontier: int, newline: int) -> int:
+        """See Search."""
+        return self.at
+
     def restart(self, at: int) -> None:
         """See Search."""
         self.at = max(self.at, at)
@@ -142,6 +149,10 @@ class LineSearch:
                 _emit_lines(self._pattern, self._window, start, stop, out)
                 self.at = stop + 1
         self._ends = NO_INTS
+
+    def decided(self, frontier: int, newline: int) -> int:
+        """See Search. The last line may still show a candidate."""
+        return max(self.at, newline + 1)
 
     def restart(self, at: int) -> None:
         """See Search."""
@@ -230,6 +241,10 @@ class FileSearch:
                     self._step(error.offset - 1, out)
                 raise
 
+    def decided(self, frontier: int, newline: int) -> int:
+        """See Search. A candidate may be any way behind the start."""
+        return self.at
+
     def _wanted(self) -> bool:
         if self._pattern.plan.candidate is None:
             return True
@@ -309,6 +324,10 @@ class PrefixSearch:
         if self._linear is not None:
             self._linear.advance(frontier, newline, out)
             self.at = self._linear.at
+
+    def decided(self, frontier: int, newline: int) -> int:
+        """See Search."""
+        return max(self.at, frontier) if self._linear is None else self._linear.at
 
     def _try_starts(self, frontier: int, out: list[Found]) -> None:
         if not len(self._ends):

@@ -1,0 +1,43 @@
+"""CHECKSUM: the CRC32C (Castagnoli) of each file, as RFC 3720 and the cloud stores have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from uring_actors.arena import abi
+from uring_actors.megakernel.crc32c import combine
+from uring_actors.megakernel.reduce import CRC32C_WORDS
+from uring_actors.ops.reduction import Reduction, State, Words
+
+
+@dataclass(frozen=True)
+class Checksum(Reduction):
+    """CRC32C. Rows: path, bytes, crc32c (uint32); none for a file of which bytes are missing."""
+
+    opcode = abi.OP_SCAN_CRC32C
+    words = CRC32C_WORDS
+    on_gpu = True
+
+    @property
+    def empty(self) -> State:
+        return 0, 0
+
+    def load(self, words: Words) -> State:
+        """The checksum, and how many bytes it is of."""
+        return int(words[0]), int(words[1])
+
+    def combine(self, left: State, right: State) -> State:
+        return combine(left[0], right[0], right[1]), left[1] + right[1]
+
+    def finish(self, state: State, size: int) -> int:
+        return int(state[0])
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        return [pa.field("crc32c", pa.uint32(), nullable=False)]
+
+    def columns(self, values: list[Any]) -> list[pa.Array]:
+        return [pa.array(values, pa.uint32())]
