@@ -149,6 +149,20 @@ def test_another_operation(tmp_path: Path) -> None:
         assert rows == {path: (len(data), sum(data)) for path, data in contents.items()}
 
 
+def test_selections(done: tuple[Path, Path], tmp_path: Path) -> None:
+    """What else a scan takes; a selection is part of what must be the same."""
+    files, _ = done
+    for resume in (False, True):
+        job = scan(files, include="*3", report="count", checkpoint=tmp_path / "c", resume=resume)
+        counts = dict(zip(*job.to_table().to_pydict().values(), strict=True))
+        rows = [row for row in expected(files) if row[0].endswith(b"3")]
+        assert sum(counts.values()) == job.stats.matches == len(rows)
+        assert set(counts) >= {row[0] for row in rows}
+        assert job.stats.files == 4
+    with pytest.raises(OptionError, match="another scan"):
+        scan(files, include="*4", report="count", checkpoint=tmp_path / "c", resume=True)
+
+
 def test_refusals(done: tuple[Path, Path], tmp_path: Path) -> None:
     files, checkpoint = done
     with pytest.raises(OptionError, match="holds the progress"):

@@ -273,14 +273,14 @@ class Orchestrator:
             self._nodes[node] = replace(known, state=WORKING, facts=facts)
 
     def report(self, node: str, state: str, message: str | None = None) -> None:
-        """A node starts, works, or is left out. One that is left out loses all of its pipelines."""
+        """A node starts (again), or is left out: either way it has lost the pipelines that it had."""
         with self._changed:
             known = self._nodes.get(node, NodeReport(node, state))
             self._nodes[node] = replace(known, state=state, message=message or known.message)
+            for pipeline in [name for name, (where, _) in self._of_pipeline.items() if where == node]:
+                self.lose(pipeline, message or state)
             if state == OUT:
-                for pipeline in [name for name, (where, _) in self._of_pipeline.items() if where == node]:
-                    self.lose(pipeline, message or "left out")
-                self._leave_local(node, message or "left out")
+                self._leave_local(node, message or state)
             self._look_whether_finished()
             self._changed.notify_all()
 

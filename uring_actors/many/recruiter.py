@@ -101,8 +101,9 @@ class Recruiter:
             self._names[node_id] = f"{name}/{node_id[:8]}" if name in taken else name
         return self._names[node_id]
 
-    def _hire(self, node_id: str, name: str, died: int) -> None:
-        self._orchestrator.report(name, STARTING)
+    def _hire(self, node_id: str, name: str, died: int, message: str | None = None) -> None:
+        """``died``: how many agents there have; ``message``: why the last did."""
+        self._orchestrator.report(name, STARTING, message)
         actor = (
             ray.remote(AgentActor)
             .options(
@@ -134,10 +135,10 @@ class Recruiter:
         kill(hired.actor)
         if self._orchestrator.finished:
             return
-        self._orchestrator.report(hired.name, OUT, message)
         if again:
-            self._hire(hired.node_id, hired.name, hired.died + 1)
+            self._hire(hired.node_id, hired.name, hired.died + 1, message)
         else:
+            self._orchestrator.report(hired.name, OUT, message)
             self._out.add(hired.node_id)
 
     def _end_detached(self) -> None:
