@@ -339,6 +339,7 @@ def test_docs_many_nodes_md(
     (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(here(script), "many-nodes.md", "exec"), told := {})
     assert told["job"].stats.matches == 3
+    capfd.readouterr()
     commands = re.findall(r"^    uring-actors (.*)$", page, re.MULTILINE)
     assert len(commands) == 4
     name = ""

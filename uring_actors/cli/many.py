@@ -51,10 +51,9 @@ _OPTIONS = (
         "--lease-size",
         "lease_bytes",
         metavar="SIZE",
-        callback=size,
-        default=format_size(ScanOptions().lease_bytes),
-        show_default=True,
-        help="How much is handed out, and counted as done, in one go.",
+        callback=lambda context, option, value: value and size(context, option, value),
+        help="How much is handed out, and counted as done, in one go.  "
+        f"[default: {format_size(ScanOptions().lease_bytes)}]",
     ),
 )
 
@@ -84,7 +83,7 @@ class Placed:
 
 def take(given: dict[str, Any]) -> Placed:
     """Takes these options out of all that were given."""
-    names = ("address", "nodes", "checkpoint", "output_dir", "resume")
+    names = ("address", "nodes", "checkpoint", "output_dir", "resume", "lease_bytes")
     arguments = {name: value for name in names if (value := given.pop(name))}
     placed = Placed(given.pop("host_local"), arguments, given.pop("detach"))
     if placed.detach and "output_dir" not in arguments:
