@@ -272,8 +272,14 @@ class Orchestrator:
             known = self._nodes.get(node, NodeReport(node, WORKING))
             self._nodes[node] = replace(known, state=WORKING, facts=facts)
 
-    def report(self, node: str, state: str, message: str | None = None) -> None:
-        """A node starts (again), or is left out: either way it has lost the pipelines that it had."""
+    def leases_of(self, node: str) -> int:
+        """How many the node has finished."""
+        with self._changed:
+            return self._nodes[node].leases if node in self._nodes else 0
+
+    def report(self, node: str, state: str, message: str | None = None) -> int:
+        """A node starts (again), or is left out: either way it has lost the pipelines that it had. Returns how many
+        leases it has finished."""
         with self._changed:
             known = self._nodes.get(node, NodeReport(node, state))
             self._nodes[node] = replace(known, state=state, message=message or known.message)
@@ -283,6 +289,7 @@ class Orchestrator:
                 self._leave_local(node, message or state)
             self._look_whether_finished()
             self._changed.notify_all()
+            return self._nodes[node].leases
 
     def _leave_local(self, node: str, message: str) -> None:
         """What a node that has gone had on its own disks can't be scanned: said once for each path."""

@@ -18,7 +18,7 @@ from uring_actors.many.setup import Setup
 from uring_actors.ray_calls import kill, unwrap
 
 _RESTARTS: Final = 3
-"""Of an agent whose process dies while its node lives."""
+"""So many agents in a row may die on a living node without having finished a lease."""
 _RECRUIT_SECONDS: Final = 0.5
 _NO_NODE_SECONDS: Final = 60.0
 """How long a job waits for a node, where none works."""
@@ -35,6 +35,9 @@ class _Hired:
     actor: Any
     sentinel: Any
     died: int
+    """Agents of that node before it, in a row, that finished no lease."""
+    leases: int
+    """That the node had finished before."""
 
 
 class Recruiter:
@@ -102,8 +105,8 @@ class Recruiter:
         return self._names[node_id]
 
     def _hire(self, node_id: str, name: str, died: int, message: str | None = None) -> None:
-        """``died``: how many agents there have; ``message``: why the last did."""
-        self._orchestrator.report(name, STARTING, message)
+        """``died``: see ``_Hired``; ``message``: why the last did."""
+        leases = self._orchestrator.report(name, STARTING, message)
         actor = (
             ray.remote(AgentActor)
             .options(
@@ -114,7 +117,7 @@ class Recruiter:
             )
             .remote(self._setup, name, self._handle)
         )
-        self._hired[node_id] = _Hired(name, node_id, actor, actor.run.remote(), died)
+        self._hired[node_id] = _Hired(name, node_id, actor, actor.run.remote(), died, leases)
 
     def _watch(self, hired: _Hired, alive: Mapping[str, Any]) -> None:
         gone = hired.node_id not in alive
@@ -122,13 +125,14 @@ class Recruiter:
         if not ended and not gone:
             return
         del self._hired[hired.node_id]
+        died = 1 if self._orchestrator.leases_of(hired.name) > hired.leases else hired.died + 1
         message, again = "the node died", False
         if ended:
             try:
                 ray.get(hired.sentinel)
                 message = "its agent ended before the job did"
             except ray.exceptions.RayActorError:
-                again = not gone and hired.died < _RESTARTS
+                again = not gone and died <= _RESTARTS
                 message = "its agent's process died" if not gone else message
             except ray.exceptions.RayError as error:
                 message = str(unwrap(error, "agent"))
@@ -136,7 +140,7 @@ class Recruiter:
         if self._orchestrator.finished:
             return
         if again:
-            self._hire(hired.node_id, hired.name, hired.died + 1, message)
+            self._hire(hired.node_id, hired.name, died, message)
         else:
             self._orchestrator.report(hired.name, OUT, message)
             self._out.add(hired.node_id)
