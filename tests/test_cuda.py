@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import numpy as np
 import pytest
 
 import uring_actors as ua
+from tests.mock_device import MockDevice
 from tests.oracle import matches_in
+from uring_actors import kernel_host
 from uring_actors.errors import OptionError
 from uring_actors.megakernel import cuda, protocol
 from uring_actors.megakernel.nvrtc import compile_log
@@ -43,19 +48,25 @@ def test_insisting_on_a_gpu_where_there_is_none(tmp_path: Path) -> None:
         ua.scan(tmp_path, operation="touch", engine="threads", backend="cuda")
 
 
-@pytest.mark.gpu
+REDUCTIONS = ["touch", "checksum", "histogram", ua.Histogram(block=4096), "nop"]
+
+
+@pytest.mark.parametrize("operation", REDUCTIONS, ids=str)
 @pytest.mark.parametrize("slot_bytes", [65536, 1 << 20])
-def test_scans_on_the_gpu_equal_those_on_the_cpu(tmp_path: Path, slot_bytes: int) -> None:
+def test_reductions_on_a_device_equal_those_on_the_cpu(
+    tmp_path: Path, slot_bytes: int, device: str, operation: Any
+) -> None:
     for size in (0, 1, 199, 4095, 4096, 4097, slot_bytes - 1, slot_bytes, slot_bytes + 1, 5 * slot_bytes + 77):
         (tmp_path / f"f{size}").write_bytes(bytes(i * i % 251 for i in range(size)))
     tables = []
     for backend in ("cpu", "cuda"):
-        scan = ua.scan(tmp_path, operation="touch", engine="threads", backend=backend, slot_bytes=slot_bytes, slots=4)
-        tables.append(sorted(map(tuple, (row.values() for row in scan.to_table().to_pylist()))))
+        options = {"engine": "threads", "backend": backend, "slot_bytes": slot_bytes, "slots": 4}
+        scan = ua.scan(tmp_path, operation=operation, **options)
+        tables.append(sorted(scan.to_table().to_pylist(), key=str))
         assert scan.stats.backend == backend
         assert scan.errors.num_rows == 0
     assert tables[0] == tables[1]
-    assert [row[2] for row in tables[0]] == [sum(Path(row[0].decode()).read_bytes()) for row in tables[0]]
+    assert tables[0]
 
 
 PIECES = [
@@ -90,9 +101,18 @@ def rows_of(scan: Any) -> list[tuple[Any, ...]]:
     return sorted(tuple(row[name] for name in columns) for row in scan.to_table().to_pylist())
 
 
-@pytest.mark.gpu
+@pytest.fixture(params=["mock", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Scans with ``backend="cuda"`` run on a GPU, or on a mock device."""
+    if request.param == "mock":
+        monkeypatch.setattr(kernel_host, "CudaKernel", MockDevice)
+        monkeypatch.setattr(cuda, "looks_possible", lambda: True)
+        monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("slot_bytes", [65536, 1 << 20])
-def test_matches_on_the_gpu_are_re2s(tmp_path: Path, slot_bytes: int) -> None:
+def test_matches_on_a_device_are_re2s(tmp_path: Path, slot_bytes: int, device: str) -> None:
     write_texts(
         tmp_path, [0, 1, 199, 4095, 4096, 4097, slot_bytes - 1, slot_bytes, slot_bytes + 1, 3 * slot_bytes + 77]
     )
@@ -104,8 +124,7 @@ def test_matches_on_the_gpu_are_re2s(tmp_path: Path, slot_bytes: int) -> None:
     assert rows == sorted(wanted)
 
 
-@pytest.mark.gpu
-def test_more_hits_than_a_result_block_holds(tmp_path: Path) -> None:
+def test_more_hits_than_a_result_block_holds(tmp_path: Path, device: str) -> None:
     (tmp_path / "dense").write_bytes(b"ab\n" * 100_000)
     patterns = [ua.Literal("a"), ua.Literal("ab"), ua.Regex("b\n?")]
     tables = [
@@ -116,9 +135,8 @@ def test_more_hits_than_a_result_block_holds(tmp_path: Path) -> None:
     assert len(tables[0]) == 300_000
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 100, 3000])
-def test_many_literals_on_the_gpu(tmp_path: Path, count: int) -> None:
+def test_many_literals_on_a_device(tmp_path: Path, count: int, device: str) -> None:
     rng = random.Random(count)
     words = sorted({"".join(rng.choice("abcdefgh") for _ in range(rng.randint(5, 40))) for _ in range(count)})
     text = "".join(rng.choice([*words, "abcd", "\n"]) for _ in range(30_000)).encode()
@@ -147,3 +165,87 @@ def test_crc_tables_against_one_bit_at_a_time() -> None:
     stride = tables[protocol.CRC_STRIDE_WORD :]
     jumped = np.bitwise_xor.reduce([stride[256 * k + (crc >> 8 * k & 255)] for k in range(4)])
     assert slow(bytes(16 * 1023), crc) == jumped
+
+
+def test_auto_leaves_to_the_cpu_what_the_gpu_can_only_do_slowly(tmp_path: Path, device: str) -> None:
+    (tmp_path / "text").write_bytes(b"a1 b2")
+    slow = [ua.Literal("b2"), ua.Regex("[a-z][0-9]?[a-z]?")]
+    with pytest.warns(RuntimeWarning, match=r"nothing to look for in 1 of the patterns \('\[a-z\]"):
+        scan = ua.scan(tmp_path, patterns=slow, engine="threads", backend="auto")
+    assert scan.stats.backend == "cpu"
+    rows = rows_of(scan)
+    insisted = ua.scan(tmp_path, patterns=slow, engine="threads", backend="cuda")
+    assert insisted.stats.backend == "cuda"
+    assert rows_of(insisted) == rows
+    assert len(rows) == 3
+
+
+def test_a_block_that_the_gpu_cannot_align(tmp_path: Path, device: str) -> None:
+    (tmp_path / "text").write_bytes(bytes(10_000))
+    with pytest.raises(OptionError, match="blocks of a multiple of 16 bytes, not of 5001"):
+        ua.scan(tmp_path, operation=ua.Histogram(block=5001), engine="threads", backend="cuda")
+
+
+SERVING = """
+import sys, time
+from uring_actors.arena.abi import ArenaLayout
+from uring_actors.arena.memory import Arena
+from uring_actors.megakernel.cuda import CudaKernel
+kernel = CudaKernel(Arena.create(ArenaLayout(1, 4, 65536, 4096)))
+kernel.start()
+print("serving", flush=True)
+{then}
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("then", "end"),
+    [("time.sleep(60)", signal.SIGTERM), ("time.sleep(60)", signal.SIGKILL), ("sys.exit(0)", None), ("1 / 0", None)],
+)
+def test_the_kernel_ends_with_its_process(tmp_path: Path, then: str, end: signal.Signals | None) -> None:
+    """However it ends; the next kernel on this GPU then runs as ever."""
+    code = SERVING.format(then=then)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"serving\n"
+        if end is not None:
+            process.send_signal(end)
+        status = process.wait(20)
+    assert status == (-end if end else 1 if "/" in then else 0)
+    (tmp_path / "text").write_bytes(b"abc" * 1000)
+    table = ua.scan(tmp_path, operation="touch", engine="threads", backend="cuda").to_table()
+    assert table["sum"].to_pylist() == [(97 + 98 + 99) * 1000]
+
+
+HANGING = """
+import os, sys, time
+import uring_actors as ua
+
+CUDA = (
+    "__device__ void stuck(const volatile unsigned char* payload, unsigned bytes, unsigned before, unsigned after,"
+    " unsigned long long offset, long long* state) { while (payload[0] != 300) {} }"
+)
+
+@ua.operation(state=("n",), combine="sum", cuda=CUDA, compiled=False)
+def stuck(payload):
+    return 0
+
+began = time.monotonic()
+try:
+    ua.scan(sys.argv[1], operation=stuck, engine="threads", backend="cuda").to_table()
+except ua.UringActorsError as error:
+    print(time.monotonic() - began, error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.gpu
+def test_a_kernel_that_hangs_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"abc" * 1000)
+    ran = subprocess.run([sys.executable, "-c", HANGING, tmp_path], capture_output=True, text=True, timeout=60)
+    seconds, _, message = ran.stdout.partition(" ")
+    assert "the megakernel hangs" in message, ran
+    assert float(seconds) < 30  # of which compiling takes most
+    table = ua.scan(tmp_path, operation="touch", engine="threads", backend="cuda").to_table()
+    assert table["bytes"].to_pylist() == [3000]

@@ -84,6 +84,7 @@ SLOT_STATUS: Final = 0
 SLOT_OPCODE: Final = 4
 SLOT_TENANT: Final = 8
 SLOT_PRIORITY: Final = 12
+SLOT_REASON: Final = 12  # of a slot that became FAULT: REASON_*
 SLOT_ARGS: Final = 16
 SLOT_ARG_COUNT: Final = 12
 # a scan's arguments (args 4–15 of SPEC §3 are words 4–15)
@@ -109,6 +110,12 @@ WAIT_IO: Final = 4
 YIELD: Final = 5
 REQUEUE: Final = 6
 FAULT: Final = 7
+
+REASON_TENANT: Final = 1  # the mask forbids its tenant
+REASON_OPCODE: Final = 2  # the kernel has no such operation
+REASON_ARGUMENT: Final = 3  # an argument is out of range, or the payload misaligned
+REASON_RESULT: Final = 4  # the result block is too small
+REASON_OPERATION: Final = 5  # the operation itself failed
 
 PRIORITY_CRITICAL: Final = 0
 PRIORITY_HIGH: Final = 1

@@ -126,6 +126,17 @@ def load8(typingctx, address):
 
 
 @_word
+def store8(typingctx, address, value):
+    """Store the low 8 bits of ``value``; no order."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(builder.trunc(args[1], _I8), _pointer(builder, args[0], _I8), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@_word
 def compare_swap(typingctx, address, expected, value):
     """If the 32-bit word equals ``expected``, store ``value``; whether it did. seq_cst."""
 

@@ -149,6 +149,8 @@ class Arena:
                 layout.lanes,
                 layout.slots_per_lane,
                 layout.hit_capacity,
+                self.at(layout.log),
+                layout.slots,
             ],
             np.int64,
         )

@@ -18,7 +18,7 @@ from uring_actors.arena.book import BOOK_DATA, BOOK_RESULT_BYTES, BOOK_SLOT_BYTE
 from uring_actors.arena.memory import Arena
 from uring_actors.hot import hot
 from uring_actors.loop import SLICE_NS, LoopThread
-from uring_actors.megakernel import ring
+from uring_actors.megakernel import control, ring
 from uring_actors.megakernel.match import match
 from uring_actors.megakernel.reduce import reduce, reducible, state_words
 
@@ -36,18 +36,18 @@ def payload_address(book: Book, slot: int) -> int:
 
 
 @hot
-def run_reduction(book: Book, slot: int, opcode: int) -> int:
-    """The states of a slot's payload into its result block: DONE, or FAULT where they don't fit."""
+def run_reduction(book: Book, slot: int, opcode: int) -> bool:
+    """The states of a slot's payload into its result block; False where they don't fit."""
     address = ring.slot_address(book, slot)
     result = ring.result_address(book, load32(address + abi.SLOT_DATA_SLOT))
     length, offset = load32(address + abi.SLOT_PAYLOAD_BYTES), load64(address + abi.SLOT_FILE_OFFSET)
     block = load32(address + abi.SLOT_OPERATION) if opcode != abi.OP_SCAN_TOUCH else 0
     if abi.RESULT_VALUES + 8 * state_words(opcode, length, offset, block) > book[BOOK_RESULT_BYTES]:
-        return abi.FAULT
+        return False
     reduce(opcode, payload_address(book, slot), length, offset, block, result + abi.RESULT_VALUES)
     store32(result + abi.RESULT_COUNT, 0)
     store32(result + abi.RESULT_OVERFLOW, 0)
-    return abi.DONE
+    return True
 
 
 @hot
@@ -55,22 +55,29 @@ def execute(book: Book, slot: int, parameters: Book) -> bool:
     """Run a claimed slot; False where Python must run it, or finish what was begun. ``parameters``: this thread's,
     for the operation of its worker (``Worker.parameters``)."""
     if not ring.permitted(book, slot):
-        ring.finish(book, slot, abi.FAULT)
+        ring.refuse(book, slot, abi.REASON_TENANT)
         return True
-    opcode = load32(ring.slot_address(book, slot) + abi.SLOT_OPCODE)
-    status = abi.DONE
+    address = ring.slot_address(book, slot)
+    opcode = load32(address + abi.SLOT_OPCODE)
+    reason = 0
     if opcode == abi.OP_SCAN_MATCH:
         if parameters.size == 0 or not match(book, slot, parameters):
             return False
     elif abi.OP_USER_FIRST <= opcode <= abi.OP_USER_LAST:
         return False
     elif reducible(opcode):
-        status = run_reduction(book, slot, opcode)
+        if not run_reduction(book, slot, opcode):
+            reason = abi.REASON_RESULT
     elif opcode == abi.OP_BATCH_FENCE:
         ring.advance_epoch(book)
-    elif opcode != abi.OP_NOP and opcode != abi.OP_SCAN_NOP:
-        status = abi.FAULT
-    ring.finish(book, slot, status)
+    elif opcode != abi.OP_SCAN_NOP:
+        reason = control.operation(book, opcode, address + abi.SLOT_ARGS)
+    if reason:
+        ring.refuse(book, slot, reason)
+    else:
+        ring.finish(book, slot, abi.DONE)
+        if opcode == abi.OP_SHUTDOWN:
+            ring.shut_down(book)
     return True
 
 
@@ -144,15 +151,15 @@ class CpuKernel:
             if slot < 0:
                 return slot != STOP
             if worker is None:
-                ring.finish(self._book, slot, abi.FAULT)
+                ring.refuse(self._book, slot, abi.REASON_OPCODE)
                 return True
             try:
                 worker.run(self._words[slot].tolist())
             except Refused:
-                ring.finish(self._book, slot, abi.FAULT)
+                ring.refuse(self._book, slot, abi.REASON_OPERATION)
                 return True
             except BaseException:
-                ring.finish(self._book, slot, abi.FAULT)
+                ring.refuse(self._book, slot, abi.REASON_OPERATION)
                 raise
             ring.finish(self._book, slot, abi.DONE)
             return True

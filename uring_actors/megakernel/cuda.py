@@ -345,6 +345,8 @@ class CudaKernel:
         atexit.unregister(self._shut_down)
         deadline = time.monotonic() + _END_SECONDS
         while self._stream is not None and not self._ended():
+            if self._failure is not None:  # said already; a kernel that hangs never ends, and keeps its memory
+                return
             if time.monotonic() > deadline:
                 raise PipelineError(
                     f"the megakernel did not end within {_END_SECONDS:.0f} s of SHUTDOWN",

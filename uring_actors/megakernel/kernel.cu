@@ -5,17 +5,18 @@
 // worker through that worker's mailbox. Every other block is a worker: it runs the operation with all its threads and
 // stores DONE or FAULT into the host's slot. All counters and all choices are the scheduler's, so there are no atomics.
 //
-// Hand-overs, each a release that the next owner acquires:
+// Hand-overs, each a release that the next owner acquires (a fence with the access beside it counts as one):
 //   publisher → scheduler   x86 stores in order: arguments, then the position word (last word of the line's second
-//                           half), then status. The warp acquires the status, and reads the line in four 16-byte
-//                           loads, which may see it in pieces; it takes the slot only where both say PUBLISHED *and*
-//                           the position word is the one expected, so both halves are new. The payload was written
-//                           before the status, and the worker's loads of it come after the acquire.
-//   scheduler → worker      descriptor in pieces of 16 bytes, each a single store that carries the work's number, each
-//                           read by a single load (128-bit scalar accesses are single-copy atomic). A worker takes it
-//                           when all pieces have the new number; fences on both sides order what is older (gpu).
-//   worker → host           results → release of the slot's status (sys) → the host's acquire load.
-//   worker → scheduler      release of the worker's report (gpu), after the status → acquire.
+//                           half), then status. The warp reads the line in four 16-byte loads, which may see it in
+//                           pieces; it takes the slot only where status says PUBLISHED *and* the position word is the
+//                           one expected, so both halves are new. Then a system fence, in every lane: what the publisher
+//                           wrote before the status, the payload with it, is visible to what follows.
+//   scheduler → worker      descriptor in pieces of 16 bytes, each one store that carries the work's number, each read by
+//                           one load (128-bit scalar accesses are single-copy atomic). A worker takes it when all pieces
+//                           have the new number. The system fence above precedes these stores, a device fence follows
+//                           the loads: so the worker sees the payload too.
+//   worker → host           results → barrier → release of the slot's status (sys) → the host's acquire load.
+//   worker → scheduler      release of the worker's report (gpu), after the status → load, then a device fence.
 // No load of the arena may be cached: it is __ldcv or volatile, never __ldg.
 
 typedef unsigned char u8;
@@ -26,6 +27,7 @@ typedef unsigned long long u64;
 #define LOOK_AHEAD 8         // slots read at once while there is work; one while there is none
 #define IDLE_LOOKS 16        // idle polls between two looks at SHUTDOWN
 #define MIRROR_EVERY 256     // polls between two updates of the host's counters, while there is work
+#define QUIET 8              // polls without a report after which they are updated at once
 #define STARVATION_BOUND 64  // how often a queue with work may be passed over before it is served first
 #define MAX_WORKERS 192
 #define NOTHING 0xFFFFFFFFu
@@ -38,6 +40,7 @@ static_assert((TILE_BYTES / 32 + 1) * CHUNK_STRIDE * 4 <= UA_SCRATCH_BYTES, "a t
 static_assert(UA_CRC_POWERS_WORD * 4 <= UA_SCRATCH_BYTES && UA_USER_WORDS * 8 <= UA_SCRATCH_BYTES, "and other uses");
 #define MOST_GROUPS 8        // automata of a pattern set
 #define ACCEPTS 0x80000000u  // in a table's entry: words end in that state
+#define FAULT_FOR(reason) (UA_FAULT | (reason) << 8)
 #define FAULTED 0x80000000u  // in a report, beside the number of the work that is done
 
 struct Arena {  // host memory, as the device maps it
@@ -64,11 +67,6 @@ struct Device {  // the device's own memory
   const u32* crc;    // CRC32C's tables
 };
 
-__device__ __forceinline__ u32 acquire_gpu(const u32* p) {
-  u32 v;
-  asm volatile("ld.acquire.gpu.global.u32 %0,[%1];" : "=r"(v) : "l"(p) : "memory");
-  return v;
-}
 __device__ __forceinline__ void release_gpu(u32* p, u32 v) {
   asm volatile("st.release.gpu.global.u32 [%0],%1;" ::"l"(p), "r"(v) : "memory");
 }
@@ -86,11 +84,6 @@ __device__ __forceinline__ void store_piece(u32* p, uint4 v) {
   asm volatile("{.reg .b128 q; .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; mov.b128 q, {a, b};"
                " st.relaxed.gpu.global.b128 [%0], q;}" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
-__device__ __forceinline__ u32 acquire_sys(const u32* p) {
-  u32 v;
-  asm volatile("ld.acquire.sys.global.u32 %0,[%1];" : "=r"(v) : "l"(p) : "memory");
-  return v;
-}
 __device__ __forceinline__ u32 volatile_load(const u32* p) { return *(const volatile u32*)p; }
 __device__ __forceinline__ void volatile_store(u32* p, u32 v) { *(volatile u32*)p = v; }
 
@@ -106,31 +99,40 @@ struct Schedule {  // shared memory of block 0
   u32 idle_count, busy_count, done, epoch, starved, stop;
 };
 
-// Take the reports of workers that are done.
+// Take the reports of workers that are done. All are asked for at once: one round trip to the L2 cache.
 __device__ void take_reports(Schedule& s, const Device& device, u32 workers) {
-  for (u32 first = 0; first < workers; first += 32) {
-    u32 w = first + threadIdx.x;
-    u32 report = w < workers && s.busy[w] ? acquire_gpu(device.reports + w) : 0;
-    bool done = w < workers && s.busy[w] && (report & ~FAULTED) == s.given[w];
-    u32 all = __ballot_sync(~0u, done);
+  u32 reports[MAX_WORKERS / 32];
+#pragma unroll
+  for (u32 i = 0; i < MAX_WORKERS / 32; i++) {
+    const u32 w = 32 * i + threadIdx.x;
+    reports[i] = w < workers && s.busy[w] ? volatile_load(device.reports + w) : s.given[w] ^ 1;
+  }
+  u32 taken = 0;
+#pragma unroll
+  for (u32 i = 0; i < MAX_WORKERS / 32; i++) {
+    const u32 w = 32 * i + threadIdx.x;
+    const bool done = (reports[i] & ~FAULTED) == s.given[w];
+    const u32 all = __ballot_sync(~0u, done);
     if (done) {
       u32 opcode = s.opcode[w];
       s.busy[w] = 0;
-      s.idle[s.idle_count + __popc(all & ((1u << threadIdx.x) - 1))] = w;
-      if (!(report & FAULTED)) {
+      s.idle[s.idle_count + taken + __popc(all & ((1u << threadIdx.x) - 1))] = w;
+      if (!(reports[i] & FAULTED)) {
         atomicAdd(&s.metrics[opcode & (UA_CONTROL_METRICS_COUNT - 1)], 1);
         if (opcode == UA_OP_BATCH_FENCE) atomicAdd(&s.epoch, 1);
         if (opcode == UA_OP_SHUTDOWN) s.stop = 1;
       }
     }
-    __syncwarp();
-    if (threadIdx.x == 0) {
-      s.idle_count += __popc(all);
-      s.busy_count -= __popc(all);
-      s.done += __popc(all);
-    }
-    __syncwarp();
+    taken += __popc(all);
   }
+  if (!taken) return;
+  __threadfence();  // with the loads above: an acquire of what was reported
+  if (threadIdx.x == 0) {
+    s.idle_count += taken;
+    s.busy_count -= taken;
+    s.done += taken;
+  }
+  __syncwarp();
 }
 
 // The queue to serve: one that was passed over too often, else the first with work; NOTHING where there is none.
@@ -164,10 +166,7 @@ __device__ void give(Schedule& s, const Device& device, u32 worker, u32 word) {
   piece.y = __shfl_sync(~0u, word, first + 1);
   piece.z = __shfl_sync(~0u, word, first + 2);
   piece.w = number;
-  if (threadIdx.x < MAILBOX_PIECES) {
-    __threadfence();
-    store_piece(device.mailboxes + worker * MAILBOX_WORDS + 4 * threadIdx.x, piece);
-  }
+  if (threadIdx.x < MAILBOX_PIECES) store_piece(device.mailboxes + worker * MAILBOX_WORDS + 4 * threadIdx.x, piece);
   if (threadIdx.x == 0) {
     s.opcode[worker] = opcode;
     s.busy[worker] = 1;
@@ -263,25 +262,16 @@ __device__ void enqueue(Schedule& s, const Device& device, uint4 words, u32 posi
   __syncwarp();
 }
 
-// Read the lines of `look` ring slots from `position` on: 16 bytes a lane, and each line's status again, acquired.
-__device__ __forceinline__ void read_lines(const Arena& arena, u32 position, u32 look, uint4& words, u32& status) {
-  const u32 line = threadIdx.x >> 2, part = threadIdx.x & 3;
-  const u32* home = arena.ring + (u64)((position + line) & arena.ring_mask) * 16;
-  words = make_uint4(0, 0, 0, 0);
-  status = UA_EMPTY;
-  if (line < look) words = __ldcv((const uint4*)home + part);
-  if (line < look && part == 0) status = acquire_sys(home);
-}
-
 __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, u32 workers) {
   const u32 lane = threadIdx.x, line = lane >> 2, part = lane & 3, mask = arena.ring_mask;
-  u32 position = arena.first_position, look = 1, idle = 0, since = 0, mirrored;
+  u32 position = arena.first_position, look = 1, idle = 0, since = 0, quiet = 0, mirrored, seen;
   for (u32 i = lane; i < sizeof(Schedule) / 4; i += 32) ((u32*)&s)[i] = 0;
   __syncwarp();
   for (u32 w = lane; w < workers; w += 32) s.idle[w] = w;
   // Counters go on where an earlier kernel on this ring left them.
-  if (lane < UA_CONTROL_METRICS_COUNT) s.metrics[lane] = volatile_load(arena.control + UA_CONTROL_METRICS_WORD + lane);
-  if (lane < QUEUES) s.served[lane] = volatile_load(arena.control + UA_CONTROL_PRIORITY_FAIRNESS_WORD + lane);
+  const u32* control = arena.control;
+  if (lane < UA_CONTROL_METRICS_COUNT) s.metrics[lane] = volatile_load(control + UA_CONTROL_METRICS_WORD + lane);
+  if (lane < QUEUES) s.served[lane] = volatile_load(control + UA_CONTROL_PRIORITY_FAIRNESS_WORD + lane);
   if (lane == 0) {
     s.idle_count = workers;
     s.done = volatile_load(arena.control + UA_CONTROL_DONE_COUNT_WORD);
@@ -290,36 +280,32 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
     volatile_store(device.log, volatile_load(arena.log) / UA_LOG_RECORD_WORDS);
   }
   __syncwarp();
-  mirrored = s.done;
-  uint4 ahead = make_uint4(0, 0, 0, 0);
-  u32 status_ahead = UA_EMPTY;
-  bool two = false;  // a look is under way, in `ahead`
+  mirrored = seen = s.done;
   while (!s.stop) {
-    // While idle, the next look at the line is under way before this one is back.
-    uint4 words = ahead;
-    u32 status = status_ahead;
-    if (!two) read_lines(arena, position, look, words, status);
-    two = look == 1 && idle;
-    if (two) read_lines(arena, position, 1, ahead, status_ahead);
+    uint4 words = make_uint4(0, 0, 0, 0);
+    if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)((position + line) & mask) * 16) + part);
     if (s.busy_count) take_reports(s, device, workers);  // while the line is on its way
-    u32 status_ok = __ballot_sync(~0u, part == 0 && status == UA_PUBLISHED && words.x == UA_PUBLISHED);
+    u32 status_ok = __ballot_sync(~0u, part == 0 && words.x == UA_PUBLISHED);
     u32 place_ok = __ballot_sync(~0u, part == 3 && words.w == position + line);
     u32 count = 0;
     while (count < look && (status_ok >> (4 * count) & 1) && (place_ok >> (4 * count + 3) & 1)) count++;
     if (count) {
-      two = false;  // what is under way is of a slot that was taken
+      __threadfence_system();
       if (!give_fresh(s, device, words, position, count, mask)) enqueue(s, device, words, position, count, mask);
       position += count;
     }
     dispatch(s, device, mask);
     idle = count ? 0 : idle + 1;
     look = count ? LOOK_AHEAD : 1;
-    if (mirrored != s.done && (++since >= MIRROR_EVERY || idle > 2)) {
-      mirrored = s.done;
+    // Not right after a report: that is when the host publishes the next, and a fence would keep it waiting.
+    quiet = seen == s.done ? quiet + 1 : 0;
+    seen = s.done;
+    if (mirrored != seen && (++since >= MIRROR_EVERY || quiet >= QUIET)) {
+      mirrored = seen;
       since = 0;
       mirror(s, arena, device, position);
     }
-    if (idle % IDLE_LOOKS == 1 && lane == 0 && volatile_load(arena.control + UA_CONTROL_SHUTDOWN_WORD)) s.stop = 1;
+    if (idle % IDLE_LOOKS == IDLE_LOOKS - 1 && lane == 0 && volatile_load(arena.control + UA_CONTROL_SHUTDOWN_WORD)) s.stop = 1;
     __syncwarp();
   }
   while (s.busy_count) take_reports(s, device, workers);
@@ -476,7 +462,8 @@ __device__ u32 reduce(u32 opcode, const u8* payload, u32 bytes, u64 offset, u32 
                       const u32* tables, u32* shared) {
   const u32 words = state_words(opcode);
   const u64 states = block && bytes ? (offset + bytes - 1) / block - offset / block + 1 : 1;
-  if (block % 16 || UA_RESULT_VALUES + 8 * words * states > result_bytes) return UA_FAULT;
+  if (block % 16) return FAULT_FOR(UA_REASON_ARGUMENT);
+  if (UA_RESULT_VALUES + 8 * words * states > result_bytes) return FAULT_FOR(UA_REASON_RESULT);
   u64* state = (u64*)(result + UA_RESULT_VALUES);
   for (u64 k = 0; k < states; k++, state += words) {
     const u32 part = block ? (u32)min((u64)bytes, block - offset % block) : bytes;
@@ -512,7 +499,8 @@ __device__ uint4 ua_load16(const volatile u8* payload, u32 i) { return __ldcv((c
 __device__ u32 run_user(u32 opcode, const u8* payload, u32 bytes, bool before, u32 after, u64 offset, u8* result,
                         u64 result_bytes, long long* state) {
   const u32 words = user_words(opcode);
-  if (!words || UA_RESULT_VALUES + 8 * words > result_bytes) return UA_FAULT;
+  if (!words) return FAULT_FOR(UA_REASON_OPCODE);
+  if (UA_RESULT_VALUES + 8 * words > result_bytes) return FAULT_FOR(UA_REASON_RESULT);
   for (u32 i = threadIdx.x; i < words; i += blockDim.x) state[i] = 0;
   __syncthreads();
   user_operation(opcode, payload, bytes, before, after, offset, state);
@@ -675,24 +663,25 @@ __device__ u32 control_operation(const Arena& arena, const Device& device, u32 o
     case UA_OP_SCAN_NOP:
       return UA_DONE;
     case UA_OP_STORE_U32:
-      if (a[1] >= words) return UA_FAULT;
+      if (a[1] >= words) return FAULT_FOR(UA_REASON_ARGUMENT);
       volatile_store(arena.control + a[1], a[0]);
       return UA_DONE;
     case UA_OP_ATOMIC_ADD:
-      if (a[1] >= words) return UA_FAULT;
+      if (a[1] >= words) return FAULT_FOR(UA_REASON_ARGUMENT);
       atomicAdd(arena.control + a[1], a[0]);
       return UA_DONE;
     case UA_OP_LOAD_U32:
-      if (a[0] >= words || a[1] >= observables) return UA_FAULT;
+      if (a[0] >= words || a[1] >= observables) return FAULT_FOR(UA_REASON_ARGUMENT);
       volatile_store(arena.control + UA_CONTROL_OBSERVABLE_WORD + a[1], volatile_load(arena.control + a[0]));
       return UA_DONE;
     case UA_OP_COMPARE_SWAP:
-      if (a[2] >= words) return UA_FAULT;
+      if (a[2] >= words) return FAULT_FOR(UA_REASON_ARGUMENT);
       atomicCAS(arena.control + a[2], a[0], a[1]);
       return UA_DONE;
     case UA_OP_DFA_STEP: {
       const u64 at = ((u64)a[0] * 256 + a[1]) * 4;
-      if (a[1] > 255 || a[2] >= arena.data_slots || at + 4 > arena.slot_bytes || a[3] >= observables) return UA_FAULT;
+      if (a[1] > 255 || a[2] >= arena.data_slots || at + 4 > arena.slot_bytes || a[3] >= observables)
+        return FAULT_FOR(UA_REASON_ARGUMENT);
       volatile_store(arena.control + UA_CONTROL_OBSERVABLE_WORD + a[3],
                      volatile_load((const u32*)(arena.data + a[2] * arena.slot_bytes + at)));
       return UA_DONE;
@@ -703,11 +692,13 @@ __device__ u32 control_operation(const Arena& arena, const Device& device, u32 o
     case UA_OP_PRINTF:
       log_record(arena, device, a[0], a[1], a[2], a[3]);
       return UA_DONE;
-    case UA_OP_BATCH_FENCE:
     case UA_OP_SHUTDOWN:
+      volatile_store(arena.control + UA_CONTROL_SHUTDOWN_WORD, 1);
+      return UA_DONE;
+    case UA_OP_BATCH_FENCE:
       return UA_DONE;  // the rest is the scheduler's, when it is reported
     default:
-      return UA_FAULT;
+      return FAULT_FOR(UA_REASON_OPCODE);
   }
 }
 
@@ -716,13 +707,14 @@ __device__ u32 packed_operations(const Arena& arena, const Device& device, const
   u32 at = 1;
   for (u32 i = 0; i < a[0]; i++) {
     const u32 count = at < UA_PACKED_WORDS ? argument_count(a[at]) : NOTHING;
-    if (count == NOTHING || at + 1 + count > UA_PACKED_WORDS) return UA_FAULT;
+    if (count == NOTHING || at + 1 + count > UA_PACKED_WORDS) return FAULT_FOR(UA_REASON_ARGUMENT);
     at += 1 + count;
   }
   at = 1;
   u32 status = UA_DONE;
   for (u32 i = 0; i < a[0]; i++) {
-    if (control_operation(arena, device, a[at], a + at + 1) != UA_DONE) status = UA_FAULT;
+    if (control_operation(arena, device, a[at], a + at + 1) != UA_DONE)
+      status = FAULT_FOR(UA_REASON_ARGUMENT);
     at += 1 + argument_count(a[at]);
   }
   return status;
@@ -732,8 +724,8 @@ __device__ u32 packed_operations(const Arena& arena, const Device& device, const
 __device__ u32 copy_bytes(const Arena& arena, const u32* a) {
   const u64 from = a[0] | (u64)a[1] << 32, to = a[2] | (u64)a[3] << 32, bytes = a[4];
   const u64 room = (u64)arena.data_slots * arena.slot_bytes;
-  if (from > room || bytes > room - from || to > room || bytes > room - to) return UA_FAULT;
-  if (from < to + bytes && to < from + bytes && bytes) return UA_FAULT;
+  if (from > room || bytes > room - from || to > room || bytes > room - to) return FAULT_FOR(UA_REASON_ARGUMENT);
+  if (from < to + bytes && to < from + bytes && bytes) return FAULT_FOR(UA_REASON_ARGUMENT);
   const bool wide = (from | to | bytes) % 16 == 0;
   const u64 step = wide ? 16 : 1;
   for (u64 i = threadIdx.x * step; i < bytes; i += blockDim.x * step) {
@@ -758,13 +750,15 @@ __device__ bool scans(u32 opcode) {
 __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const u32* slot, u32* scratch) {
   const u32 where = slot[UA_SLOT_DATA_SLOT / 4], begin = slot[UA_SLOT_PAYLOAD_OFFSET / 4];
   const u32 bytes = slot[UA_SLOT_PAYLOAD_BYTES / 4], halo = slot[UA_SLOT_HALO_BYTES / 4];
-  if (where >= arena.data_slots || begin % 16 || (u64)begin + bytes + halo > arena.slot_bytes) return UA_FAULT;
+  if (where >= arena.data_slots || begin % 16 || (u64)begin + bytes + halo > arena.slot_bytes)
+    return FAULT_FOR(UA_REASON_ARGUMENT);
   const u8* payload = arena.data + where * arena.slot_bytes + begin;
   u8* result = arena.results + where * arena.result_bytes;
   const u32 parameter = slot[UA_SLOT_OPERATION / 4];
   if (opcode == UA_OP_SCAN_MATCH) {
-    if (parameter >= UA_SETS || !volatile_load((const u32*)device.sets + parameter * UA_SET_WORDS + UA_SET_LOADED_WORD))
-      return UA_FAULT;
+    const u32* entry = (const u32*)device.sets + parameter * UA_SET_WORDS;
+    if (parameter >= UA_SETS || !volatile_load(entry + UA_SET_LOADED_WORD))
+      return FAULT_FOR(UA_REASON_ARGUMENT);
     const u32 capacity = (arena.result_bytes - UA_RESULT_HITS) / UA_HIT_BYTES;
     match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, scratch);
     return UA_DONE;
@@ -785,7 +779,8 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
     if (threadIdx.x < 32) {
       uint4 piece;
       do {
-        piece = threadIdx.x < MAILBOX_PIECES ? load_piece(mailbox + 4 * threadIdx.x) : make_uint4(0, 0, 0, number + 1);
+        piece = make_uint4(0, 0, 0, number + 1);
+        if (threadIdx.x < MAILBOX_PIECES) piece = load_piece(mailbox + 4 * threadIdx.x);
       } while (!__all_sync(~0u, piece.w != number));
       __threadfence();
       number = __shfl_sync(~0u, piece.w, 0);
@@ -811,9 +806,10 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
                      : control_operation(arena, device, opcode, descriptor + UA_SLOT_ARGS / 4);
     }
     __syncthreads();  // every thread's stores stand before the status
-    if (threadIdx.x == 0 && !allowed) status = UA_FAULT;
+    if (threadIdx.x == 0 && !allowed) status = FAULT_FOR(UA_REASON_TENANT);
     if (threadIdx.x == 0) {
-      release_sys(home, status);
+      if (status != UA_DONE) volatile_store(home + UA_SLOT_REASON / 4, status >> 8);
+      release_sys(home, status & 255);
       release_gpu(device.reports + worker, status == UA_DONE ? number : number | FAULTED);
     }
     __syncthreads();  // nobody may overwrite the descriptor while others read it

@@ -4,9 +4,10 @@
         kernel.publish(0, abi.OP_BATCH_FENCE)
         kernel.wait([0])
 
-It is the host's side of SPEC's ring protocol: slots are encoded, published and read here, and it runs the CPU kernel
-(``cpu.py``) on the same arena. Its owner is the ring's one publisher and its kernel host in one, in one thread: it
-chooses slots, sees when they are terminal and uses them again. It does not retire positions, which nobody follows.
+It is the host's side of SPEC's ring protocol: slots are encoded, published and read here, and it runs a kernel on the
+same arena, the CPU's (``cpu.py``) unless it is given another. Its owner is the ring's one publisher and its kernel
+host in one, in one thread: it chooses slots, sees when they are terminal and uses them again. It does not retire
+positions, which nobody follows.
 
 Life: created → started → closed (idempotent). Who writes what: see ``arena/abi.py``.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -158,11 +159,23 @@ def state_word(book: Book, offset: int) -> int:
     return load_acquire(book[BOOK_STATE] + offset)
 
 
+class Kernel(Protocol):
+    """What serves a ring: ``CpuKernel`` and ``CudaKernel``."""
+
+    @property
+    def failure(self) -> BaseException | None: ...
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Megakernel:
     """See the module's page.
 
     arena: whose ring it is. threads: of the CPU kernel; 0: another kernel serves the ring. make_worker: once a
-    thread, for operations that must run in Python (``CpuKernel``).
+    thread, for operations that must run in Python (``CpuKernel``). kernel: one to start and close in place of the
+    CPU's, ``cuda.CudaKernel(arena)`` for instance.
     """
 
     def __init__(
@@ -172,6 +185,7 @@ class Megakernel:
         threads: int = 1,
         spins: int = 100,
         make_worker: Callable[[], Worker | None] = lambda: None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.arena = arena
         self.life = "created"
@@ -180,7 +194,7 @@ class Megakernel:
         self.control: Control = arena.words(arena.layout.control, abi.CONTROL_WORDS)
         """The control words themselves (``abi.CONTROL_*_WORD``)."""
         self._owns_arena = False
-        self._kernel = CpuKernel(arena, threads, spins=spins, make_worker=make_worker)
+        self._kernel = kernel or CpuKernel(arena, threads, spins=spins, make_worker=make_worker)
         self._args: Book = np.zeros(abi.SLOT_ARG_COUNT, np.int64)
 
     @classmethod
@@ -308,14 +322,14 @@ class Megakernel:
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self) -> None:
-        """Start the CPU kernel's threads. Once."""
+        """Start the kernel. Once."""
         if self.life != "created":
             raise PipelineError(f"the kernel is {self.life}, not to be started")
         self.life = "started"
         self._kernel.start()
 
     def close(self) -> None:
-        """Set SHUTDOWN and wait for the kernel's threads."""
+        """Set SHUTDOWN and wait for the kernel's end."""
         if self.life == "closed":
             return
         self._kernel.close()

@@ -142,6 +142,13 @@ def finish(book: Book, slot: int, status: int) -> None:
 
 
 @hot
+def refuse(book: Book, slot: int, reason: int) -> None:
+    """Hand a claimed slot back as FAULT, and say why (``abi.REASON_*``)."""
+    store32(slot_address(book, slot) + abi.SLOT_REASON, reason)
+    finish(book, slot, abi.FAULT)
+
+
+@hot
 def advance_epoch(book: Book) -> None:
     """What BATCH_FENCE does."""
     fetch_add(book[BOOK_CONTROL] + _EPOCH, 1)
@@ -182,7 +189,8 @@ COLUMN_OVERFLOW = 13
 COLUMN_VALUE = 14
 COLUMN_NEWLINES = 15
 COLUMN_LAST_NEWLINE = 16  # offset in the payload, or −1
-COLUMNS = 17
+COLUMN_REASON = 17  # of a FAULT: abi.REASON_*
+COLUMNS = 18
 
 
 @hot
@@ -211,6 +219,7 @@ def describe(book: Book, slot: int, row: Book) -> None:
     row[COLUMN_EXTENT_ID] = load32(address + abi.SLOT_EXTENT_ID)
     row[COLUMN_FLAGS] = load32(address + abi.SLOT_FLAGS)
     row[COLUMN_ERRNO] = load32(address + abi.SLOT_ERRNO)
+    row[COLUMN_REASON] = load32(address + abi.SLOT_REASON) if row[COLUMN_STATUS] == abi.FAULT else 0
     row[COLUMN_HIT_COUNT] = 0
     row[COLUMN_OVERFLOW] = 0
     row[COLUMN_VALUE] = 0

@@ -103,6 +103,15 @@ class Operation(Protocol):
         """For one scan whose full extents have ``payload`` bytes."""
 
 
+_REASONS = {
+    abi.REASON_TENANT: "its tenant is not allowed to run",
+    abi.REASON_OPCODE: "it has no such operation",
+    abi.REASON_ARGUMENT: "an argument is out of range, or the payload is misaligned",
+    abi.REASON_RESULT: "the result block is too small",
+    abi.REASON_OPERATION: "the operation failed",
+}
+
+
 def extents(size: int, payload: int) -> int:
     """How many extents a file of ``size`` bytes has."""
     return -(-size // payload)
@@ -131,9 +140,10 @@ def read_failure(entry: FileEntry, row: Sequence[int]) -> Failure:
 
 def fault_failure(entry: FileEntry, row: Sequence[int]) -> Failure:
     """The row in ``errors`` for a slot that the kernel handed back as FAULT."""
+    reason = _REASONS.get(row[ring.COLUMN_REASON], "no reason given")
     return Failure(
         entry.path,
-        f"the kernel refused this extent (opcode {row[ring.COLUMN_OPCODE]:#x})",
+        f"the kernel refused this extent (opcode {row[ring.COLUMN_OPCODE]:#x}): {reason}",
         offset=row[ring.COLUMN_FILE_OFFSET],
         error="FAULT",
     )

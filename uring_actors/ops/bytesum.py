@@ -22,6 +22,7 @@ class Nop(Reduction):
 
     opcode = abi.OP_SCAN_NOP
     words = 0
+    on_gpu = True
     partial = True
 
     @property
