@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -186,8 +187,9 @@ class AttachedJob:
     def stats(self) -> ScanStats:
         """A snapshot. Times count from when this was attached."""
         status = self._status()
+        known = f"the job is {self.name}, and goes on without this process: attach to it by its name or directory"
         return job_stats(
-            status,
+            status if status.finished else replace(status, notes=(known, *status.notes)),
             matches=status.matches,
             seconds=(self._ended or time.monotonic()) - self._began,
             first=None if self._first_row is None else self._first_row - self._began,
