@@ -193,10 +193,10 @@ class Orchestrator:
         Raises PipelineError where the pipeline is lost: what it goes on with would come to nobody."""
         deadline = time.monotonic() + ASK_SECONDS
         with self._changed:
-            if pipeline in self._lost:
-                raise PipelineError("whoever received this pipeline's rows has lost it")
-            self._of_pipeline.setdefault(pipeline, (node, 0))
             while not (self._finished or self._closed):
+                if pipeline in self._lost:  # perhaps while this waited
+                    raise PipelineError("this pipeline is lost")
+                self._of_pipeline.setdefault(pipeline, (node, 0))
                 now = time.monotonic()
                 granted = self._book.grant(pipeline, node, now)
                 if granted or now >= deadline:
