@@ -1,5 +1,6 @@
 # make demo    scan the interpreter's standard library through Ray actors
 # make test    lint, types and tests
+# make slow    the tests that take longer, and all properties with ten times the examples
 # make nvme    NVMe passthrough on emulated drives, in a QEMU guest (Debian, root; skipped with the reason elsewhere)
 # Both set up .venv by themselves; they need python3 (3.11 or later) with pip, and make.
 
@@ -22,14 +23,15 @@ test: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	# Both processes must give the tests the same names, whatever their parameters are.
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --no-loadscope-reorder
 
 nvme: .venv/.ready
 	PYTHON=$(BIN)/python tests/nvme_qemu/prepare
 	$(BIN)/python -m pytest tests/test_nvme_emulated.py
 
 slow: .venv/.ready
-	$(BIN)/python -m pytest -m slow
+	THOROUGH=1 $(BIN)/python -m pytest -m '(slow or hypothesis) and not gpu'
 
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks

@@ -1,6 +1,6 @@
 """Hyperscan alone, over a file's bytes in memory, with all cores.
 
-    python -m benchmarks.hyperscan_peer FILE PATTERNS
+    python -m benchmarks.hyperscan_peer FILE PATTERNS (a list, or a rule file)
 
 The file is mapped and all its pages are entered beforehand, so nothing is read or copied. One thread and one scratch
 a core; each takes the next block of 1 MiB; a match costs one call of an empty function. Matches that cross a block's
@@ -17,6 +17,7 @@ import resource
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import hyperscan
@@ -28,9 +29,16 @@ def _nothing(index: int, start: int, end: int, flags: int, context: object) -> N
     pass
 
 
+def _texts(patterns: Path) -> list[str]:
+    """One a line, or the expressions of a rule file in gitleaks' format."""
+    if patterns.suffix == ".toml":
+        return [rule["regex"] for rule in tomllib.loads(patterns.read_text())["rules"] if "regex" in rule]
+    return patterns.read_text().splitlines()
+
+
 def main(path: str, patterns: str) -> None:
     began = time.perf_counter()
-    expressions = [line.encode() for line in Path(patterns).read_text().splitlines()]
+    expressions = [text.encode() for text in _texts(Path(patterns))]
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(expressions=expressions, ids=list(range(len(expressions))), elements=len(expressions))
     fd = os.open(path, os.O_RDONLY)

@@ -19,7 +19,7 @@ def measure(setting: Setting) -> None:
 def _measure_list(setting: Setting, name: str) -> None:
     patterns = patterns_of(name)
     rg = _best_rg(setting, patterns)
-    hyperscan = peers.hyperscan_command(setting.text, name)
+    hyperscan = peers.hyperscan_command(setting.text, PATTERNS / f"patterns-{name}.txt")
     commands = setting.report.commands
     commands[f"rg, {name}"] = peers.shown(rg, text=setting.text)
     commands[f"Hyperscan, {name}"] = peers.shown(hyperscan, text=setting.text, list=PATTERNS)

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.data import PATTERNS
 from benchmarks.model import Missing, Reading
 
 _ROOT = Path(__file__).parent.parent
@@ -94,12 +93,13 @@ def rg_command(path: Path, patterns: list[str], *, mmap: bool) -> list[str]:
 
 def rg(command: list[str], size: int) -> Reading:
     ran = run(command, good=(0, 1))
-    return Reading(size, ran.seconds, ran.cpu, rows=int(ran.output or 0))
+    rows = sum(int(line.rpartition(":")[2]) for line in ran.output.splitlines())  # of a tree: path:count
+    return Reading(size, ran.seconds, ran.cpu, rows=rows)
 
 
-def hyperscan_command(path: Path, name: str) -> list[str]:
-    """The original patterns over the same bytes, in memory; ``name`` is the list's."""
-    return [sys.executable, "-m", "benchmarks.hyperscan_peer", str(path), str(PATTERNS / f"patterns-{name}.txt")]
+def hyperscan_command(path: Path, patterns: Path) -> list[str]:
+    """The original patterns over the same bytes, in memory: those of a list, or of a rule file."""
+    return [sys.executable, "-m", "benchmarks.hyperscan_peer", str(path), str(patterns)]
 
 
 def hyperscan(command: list[str]) -> Reading:

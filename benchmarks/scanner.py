@@ -37,7 +37,8 @@ class Scanner:
         self.pid = self._process.pid
 
     def begin(self, paths: list[Path], **options: Any) -> None:
-        """Start a scan; ``end`` waits for it. options: ``uring_actors.scan``'s."""
+        """Start a scan; ``end`` waits for it. options: ``uring_actors.scan``'s; ``literals``, a list of
+        text, in place of patterns."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"paths": [str(path) for path in paths], **options}) + "\n")
         self._process.stdin.flush()
@@ -87,8 +88,11 @@ def _cpu() -> float:
 def measure(paths: list[str], options: dict[str, Any]) -> Reading:
     """One scan in this process. Its first byte can be read when ``scan`` has returned; its end is when all rows
     are here, which ``stats.seconds`` says (it counts from the beginning of ``scan``)."""
+    from uring_actors.ops.match.pattern import Literal
     from uring_actors.scanning import scan
 
+    if "literals" in options:
+        options["patterns"] = [Literal(text) for text in options.pop("literals")]
     began = time.monotonic()
     running = scan(paths, **options)
     startup, cpu = time.monotonic() - began, _cpu()

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests import hot_helpers
+from tests.examples import examples
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 
 # The first call of a hot function compiles it, and the machine may be busy: no test is about time.
-settings.register_profile("uring_actors", deadline=None)
+settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
 settings.load_profile("uring_actors")
+
+_START_RAY = (
+    "tests/test_benchmarks.py",
+    "tests/test_docs.py",
+    "tests/test_exact.py::test_ray",
+    "tests/test_many_",
+    "tests/test_ray_",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray comes first: it takes longest, and another process may do the rest meanwhile (pytest-xdist)."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_START_RAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Each process takes whole files, for their fixtures are costly; and one takes all that starts Ray, for it must
+    not start twice at once on a small machine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "Ray" if nodeid.startswith(_START_RAY) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture
@@ -46,6 +74,7 @@ def need_uring() -> Callable[[], None]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray of this test session's own, started by the first scan that needs it."""
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     yield
     import ray
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import re2
 
 from uring_actors import Literal, Regex
+from uring_actors.results.schema import MATCH_SCHEMA
 
 Row = tuple[bytes, str, int, int, int | None, int | None]
 """path, pattern, start, end, line, column"""
@@ -63,6 +64,26 @@ def expected(files: Iterable[Path], patterns: Sequence[Regex | Literal]) -> set[
     for file in files:
         rows |= matches_in(os.fsencode(file), file.read_bytes(), patterns)
     return rows
+
+
+def expected_table(files: Iterable[Path], patterns: Sequence[Regex | Literal]) -> pa.Table:
+    """``expected`` with each row's bytes, as ``in_order`` puts a scan's: to be compared without a loop over rows."""
+    rows = []
+    for file in files:
+        data = file.read_bytes()
+        rows += [(*row, data[row[2] : row[3]]) for row in matches_in(os.fsencode(file), data, patterns)]
+    columns = zip(*rows, strict=True)
+    return in_order(pa.table([pa.array(c, field.type) for c, field in zip(columns, _PLAIN, strict=True)], _PLAIN))
+
+
+_PLAIN = pa.schema(
+    [pa.field(name, pa.binary() if name in ("path", "match") else pa.int64()) for name in MATCH_SCHEMA.names]
+).set(1, pa.field("pattern", pa.string()))
+
+
+def in_order(table: pa.Table) -> pa.Table:
+    """The rows sorted, in plain columns; two tables of the same rows are equal."""
+    return table.cast(_PLAIN).sort_by([("path", "ascending"), ("start", "ascending"), ("pattern", "ascending")])
 
 
 def found(table: pa.Table) -> set[Row]:

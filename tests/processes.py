@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -79,16 +80,20 @@ def holders(wanted: set[Arena]) -> list[int]:
     return [pid for pid in _pids() if arenas([pid]) & wanted]
 
 
-def resident(pid: int) -> int:
+def resident(pid: int, kind: str = "RssAnon") -> int:
     """Bytes of a process that are its own: neither of files nor shared."""
     text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.split("RssAnon:")[1].split()[0]) << 10
+    return int(text.split(f"{kind}:")[1].split()[0]) << 10
 
 
 def shared_memory() -> int:
-    """Bytes of shared memory in the whole system: arenas, and Ray's object store."""
-    text = Path("/proc/meminfo").read_text()
-    return int(text.split("Shmem:")[1].split()[0]) << 10
+    """Bytes of shared memory (arenas, Ray's object store) that this process and those below it have mapped in,
+    once for each of them."""
+    total = 0
+    for pid in [os.getpid(), *family(os.getpid())]:
+        with contextlib.suppress(OSError, IndexError):  # it has ended
+            total += resident(pid, "RssShmem")
+    return total
 
 
 def when_still(value: Callable[[], int], seconds: float = 30.0) -> int:

@@ -78,7 +78,7 @@ class Drive:
         )
         opcode = self.operation.opcode if size else abi.OP_SCAN_NOP
         ring.stage(self.book, 0, self.slot, opcode, 0, abi.PRIORITY_NORMAL)
-        if not cpu.execute(self.book, self.slot):
+        if not cpu.execute(self.book, self.slot, cpu.NO_PARAMETERS):
             assert self.worker is not None
             words = self.arena.words(self.arena.layout.ring + self.slot * abi.RING_SLOT_BYTES, 16)
             try:

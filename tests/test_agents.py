@@ -148,11 +148,13 @@ def test_pipelines_die_at_random(folder: Path, spec: NodeSpec, tmp_path: Path, s
 
 
 def test_a_node_whose_pipelines_all_die_is_left_out(folder: Path, spec: NodeSpec, tmp_path: Path) -> None:
-    makers: dict[str, Callable[[], LocalNode]] = {
-        "steady": lambda: Mortal(spec, None),
-        "dead": lambda: Mortal(spec, 0),
-    }
-    status = run(plan_of(folder, tmp_path), makers).status()
+    plan = plan_of(folder, tmp_path)
+    orchestrator = Orchestrator(plan)
+    orchestrator.start()
+    work(orchestrator, plan, "dead", lambda: Mortal(spec, 0))
+    work(orchestrator, plan, "steady", lambda: Mortal(spec, None))
+    orchestrator.close()
+    status = orchestrator.status()
     by_name = {report.node: report for report in status.nodes}
     assert by_name["dead"].state == OUT
     assert by_name["dead"].pipelines == REBUILDS + 1

@@ -364,7 +364,7 @@ def test_what_was_exported_keeps_the_mapping_safe(export):
 
 # ── its memory ───────────────────────────────────────────────────────────────────────────────────────────────
 
-BIG = ArenaLayout(lanes=1, slots_per_lane=16, slot_bytes=8 << 20, result_bytes=4096)
+BIG = ArenaLayout(lanes=1, slots_per_lane=16, slot_bytes=32 << 20, result_bytes=4096)
 
 
 def shared_memory() -> int:

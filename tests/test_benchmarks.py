@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data
+from benchmarks import data, literals, memory, small
 from benchmarks.__main__ import main
 from benchmarks.model import Missing, Reading, Report, Setting, Verdict, compare
 from benchmarks.peers import run
@@ -50,6 +50,28 @@ def test_patterns(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
 
 
+def test_checksum(tmp_path: Path) -> None:
+    record = measure(tmp_path, "checksum")
+    assert figures(record) == ["CRC32C / TOUCH"]
+    assert len(record["verdicts"][0]["notes"]) == 3
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
+def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(literals, "MOST", 100)
+    record = measure(tmp_path, "literals")
+    assert figures(record) == ["10,000 literals"]
+    assert "100 literals made ready in" in str(record["verdicts"])
+
+
+def test_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("rg")
+    monkeypatch.setattr(small, "FILES", 500)
+    record = measure(tmp_path, "small")
+    assert figures(record) == ["small files, hard / rg", "small files, literal-led / rg"]
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
 def test_direct(tmp_path: Path) -> None:
     need("fio")
     record = measure(tmp_path, "direct")
@@ -58,10 +80,14 @@ def test_direct(tmp_path: Path) -> None:
     assert figures(record)[0] == "direct, disk"
 
 
-def test_memory_and_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engines", [("threads",), pytest.param(("threads", "ray"), marks=pytest.mark.slow(reason="Ray starts twice"))]
+)
+def test_memory_and_start(tmp_path: Path, engines: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "BARS", {engine: memory.BARS[engine] for engine in engines})
     record = measure(tmp_path, "memory", "start")
-    expected = ["memory, threads", "memory growth, threads", "memory, ray", "memory growth, ray", "start"]
-    assert figures(record) == expected, record["left_out"]
+    expected = [f"memory{what}, {engine}" for engine in engines for what in ("", " growth")]
+    assert figures(record) == [*expected, "start"], record["left_out"]
 
 
 def test_the_text_is_source_like_and_has_the_size_asked_for(tmp_path: Path) -> None:

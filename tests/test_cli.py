@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def test_what_the_scan_is_given(scan: FakeScan, cli: Callable[..., Outcome]) -> 
     assert not patterns[0].bytes
     assert call == {
         "paths": [b"p", b"q\xff"],
+        "rules": None,
         "operation": "match",
         "engine": "threads",
         "backend": "auto",
@@ -360,10 +362,11 @@ heavy = {"ray", "numba", "pyarrow", "numpy", "hyperscan", "re2"} & set(sys.modul
 sys.exit(f"loaded {heavy}" if heavy else status)
 """
     took = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        begin = time.perf_counter()
+    for _ in range(3):  # the best of three, in CPU time: the machine may be busy
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
-        took.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
     assert min(took) < 0.3
 
 

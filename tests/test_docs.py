@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "many-nodes.md": "test_many_nodes.py",
     "streams.md": "test_pump.py",
@@ -52,6 +52,19 @@ def run_python(block: str, directory: Path) -> None:
 def test_examples_run(page: Path, tmp_path: Path) -> None:
     for language, block in BLOCK.findall(page.read_text()):
         (run_console if language == "console" else run_python)(block, tmp_path)
+
+
+@pytest.mark.gpu
+def test_the_operation_of_the_docs_runs_on_the_gpu(tmp_path: Path) -> None:
+    (block,) = (text for _, text in BLOCK.findall((ROOT / "docs" / "operations.md").read_text()) if "CUDA = " in text)
+    assert block.count('backend="cpu"') == 1
+    run_python(block.replace('backend="cpu"', 'backend="cuda"'), tmp_path)
+
+
+def test_the_operation_of_the_docs_compiles_for_gpus(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC is not installed (extra dev)")
+    (block,) = (text for _, text in BLOCK.findall((ROOT / "docs" / "operations.md").read_text()) if "CUDA = " in text)
+    run_python(block + 'kinds.check_cuda("sm_90")\n', tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import examples
 from tests.streams import Pipe, content, finish, make_ring, mostly
 from uring_actors.errors import UringActorsError
 from uring_actors.uring.buffer import GpuMappedBuffer
@@ -226,6 +227,7 @@ class Both(RuleBasedStateMachine):
         assert self.streams[0].inflight() == self.streams[1].inflight()
 
 
+@pytest.mark.hypothesis
 @pytest.mark.skipif(not probe().available, reason=f"no io_uring here: {probe().error}")
 def test_random_operations_agree() -> None:
     pytest.importorskip("liburing")
@@ -234,7 +236,7 @@ def test_random_operations_agree() -> None:
         for size in SIZES:
             (Both.directory / str(size)).write_bytes(content(size, size))
         Both.TestCase.settings = settings(
-            max_examples=120,
+            max_examples=examples(40),
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

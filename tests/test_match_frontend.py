@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests import strategies as own
+from tests.examples import examples
 from uring_actors.errors import OptionError, PatternError
 from uring_actors.ops.match import engine as engine_module
 from uring_actors.ops.match import libhs, syntax
@@ -24,7 +25,7 @@ from uring_actors.ops.match.tree import ByteSet, Chars, Node, complement, fold, 
 
 FUZZ = settings(
     deadline=None,
-    max_examples=120,
+    max_examples=examples(80),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 
@@ -66,7 +67,7 @@ def test_accepts_what_re2_accepts_in_latin1(text: str) -> None:
     assert parses(text, latin1=True) == own.accepted(text, latin1=True)
 
 
-@settings(FUZZ, max_examples=1000)
+@settings(FUZZ, max_examples=examples(500))
 @given(own.garbage())
 def test_refuses_what_re2_refuses(text: str) -> None:
     assert parses(text, latin1=False) == own.accepted(text)
@@ -234,7 +235,7 @@ def check_bytes(plan: PatternPlan, text: bytes) -> None:
                 assert alive.fullmatch(text[start:cut]) is not None, text[start:cut]
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=examples(80))
 @given(st.data(), st.booleans())
 def test_lowered_trees_keep_every_match(data: st.DataObject, latin1: bool) -> None:
     pattern = data.draw(own.usable_patterns(latin1=latin1))
@@ -331,7 +332,7 @@ def check_candidates(engine: Engine, text: bytes, extents: list[int]) -> None:
                 assert any(e in ends[plan.index] for e in span), (plan, start, end)
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=examples(80))
 @given(st.data(), st.booleans())
 def test_candidates_miss_nothing(data: st.DataObject, latin1: bool) -> None:
     several = data.draw(st.lists(own.usable_patterns(latin1=latin1), min_size=1, max_size=3))
@@ -356,7 +357,7 @@ REAL = [
 ]
 
 
-@settings(FUZZ, max_examples=60)
+@settings(FUZZ, max_examples=examples(30))
 @given(st.data())
 def test_candidates_of_real_patterns_miss_nothing(data: st.DataObject) -> None:
     max_halo = data.draw(st.sampled_from([16, 200]))

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.examples import examples
 from tests.streams import ENGINES, Pipe, make_ring, make_stream, mostly
 from uring_actors.errors import UringActorsError
 from uring_actors.uring import flight, kernel
@@ -256,13 +257,17 @@ class Abuse(RuleBasedStateMachine):
         self.pipes[n] = patient_pipe()
 
 
+@pytest.mark.hypothesis
 def test_random_abuse() -> None:
     pytest.importorskip("liburing")
     with tempfile.TemporaryDirectory() as name:
         Abuse.directory = Path(name)
         (Abuse.directory / "f").write_bytes(b"F" * 10_000)
         Abuse.TestCase.settings = settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(30),
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         )
         gc.collect()
         gc.freeze()  # else every collection looks at all that was ever imported

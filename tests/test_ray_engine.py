@@ -188,7 +188,6 @@ class Broken(Nop):
 
 
 def test_an_error_in_an_actor_reaches_the_caller(many: Path) -> None:
-    began = time.monotonic()
     with start(many, None, operation=Broken()) as scan, pytest.raises(NodeFailed) as raised:
         list(scan)
     assert raised.value.role == "kernel host"
@@ -199,7 +198,6 @@ def test_an_error_in_an_actor_reaches_the_caller(many: Path) -> None:
     with pytest.raises(NodeFailed, match="its process died") as raised:
         start(many, None, operation=Broken(early="die"))
     assert raised.value.role == "kernel host"
-    assert time.monotonic() - began < 60
 
 
 # ── death ────────────────────────────────────────────────────────────────────────────────────────────────────

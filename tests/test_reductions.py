@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import uring_actors as ua
 from tests.reductions import Drive, extents_of
+from tests.test_bad_input import on_open
 from uring_actors.arena import abi
 from uring_actors.errors import OptionError
 from uring_actors.megakernel import histogram, reduce
@@ -211,11 +212,11 @@ def test_columns(tree: tuple[Path, dict[bytes, bytes]]) -> None:
     assert pa.types.is_fixed_size_list(schema.field("counts").type)
 
 
-def test_a_file_that_can_not_be_opened_is_an_error_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("operation", ["checksum", "histogram"])
+def test_a_file_that_vanishes_is_an_error_row(tmp_path: Path, monkeypatch: Any, operation: str) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 100_000)
     (tmp_path / "good").write_bytes(b"123456789")
-    (tmp_path / "gone").write_bytes(b"x")
-    scan = ua.scan(tmp_path, operation="checksum", engine="threads", io="buffered")
-    (tmp_path / "gone").unlink(missing_ok=True)
-    rows = scan.to_table().to_pylist()
-    assert {row["path"].rpartition(b"/")[2]: row["crc32c"] for row in rows}[b"good"] == 0xE3069283
-    assert len(rows) + scan.errors.num_rows == 2
+    on_open(monkeypatch, (tmp_path / "a").unlink)
+    scan = ua.scan(tmp_path, operation=operation, engine="threads")
+    check(scan.to_table().to_pylist(), {str(tmp_path / "good").encode(): b"123456789"})
+    assert [(row["path"], row["error"]) for row in scan.errors.to_pylist()] == [(bytes(tmp_path / "a"), "ENOENT")]

@@ -22,7 +22,8 @@ from uring_actors.cli import main
 from uring_actors.config import ScanOptions
 from uring_actors.node import LocalNode, NodeSpec
 from uring_actors.ops.match.operation import Match
-from uring_actors.plan import devices, listing
+from uring_actors.plan import FileBatch, devices, listing
+from uring_actors.reader import Reader
 
 PATTERNS = [
     ua.Literal("aa"),
@@ -172,15 +173,13 @@ def test_a_candidate_alone_stops_nothing(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_has_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").write_bytes(b"needle")
     (tmp_path / "here").write_bytes(b"needle")
-    from uring_actors import reader
+    real = Reader._read_files
 
-    real = reader.open_file
+    def reading(reader: Reader, batch: FileBatch) -> None:
+        (tmp_path / "gone").unlink()
+        real(reader, batch)
 
-    def opening(entry: Any, *, direct: bool) -> int:
-        (tmp_path / "gone").unlink(missing_ok=True)
-        return real(entry, direct=direct)
-
-    monkeypatch.setattr(reader, "open_file", opening)
+    monkeypatch.setattr(Reader, "_read_files", reading)
     scan, table = scanned(tmp_path, ["needle"], report="count")
     assert table.to_pylist() == [{"path": os.fsencode(tmp_path / "here"), "count": 1}]
     assert scan.errors["error"].to_pylist() == ["ENOENT"]

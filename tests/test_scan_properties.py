@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import uring_actors as ua
 from tests import oracle, strategies
+from tests.examples import examples
 from tests.test_match_frontend import tree_of
 from uring_actors.ops.match.operation import Match
 from uring_actors.publisher import ScanJob
@@ -59,7 +60,7 @@ def check(folder: Path, contents: dict[str, bytes], patterns: Sequence[ua.Regex]
 
 @pytest.mark.parametrize("latin1", [False, True], ids=["utf8", "bytes"])
 @settings(
-    max_examples=25,
+    max_examples=examples(12),
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.extents import Cut, Memory, expected, literal, place, plan
 from uring_actors.ops.match import unbounded, window
 from uring_actors.ops.match.plan import Kind, PatternPlan
@@ -135,7 +136,7 @@ def settles(plans: Sequence[PatternPlan], data: bytes, payload: int, seed: int =
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_re2_over_the_whole_file(kind: str) -> None:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(data=texts, payload=payloads, seed=st.integers(0, 9))
     def check(data: bytes, payload: int, seed: int) -> None:
         settles(KINDS[kind], data, payload, seed)
@@ -166,7 +167,7 @@ def test_the_linear_way_takes_over_anywhere(allowance: int, monkeypatch: pytest.
     test_as_re2_over_the_whole_file("prefix")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(data=texts, payload=payloads, seed=st.integers(0, 9))
 def test_kinds_together(data: bytes, payload: int, seed: int) -> None:
     settles(MIXED, data, payload, seed)
@@ -235,7 +236,7 @@ HOLED = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(data=texts.filter(bool), payload=st.integers(2, 24), seed=st.integers(0, 9), pick=st.integers(0, 99))
 def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: int, pick: int) -> None:
     cut = Cut(HOLED, data, payload, random.Random(seed))

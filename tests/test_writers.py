@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import gc
 import io
 import json
 import os
@@ -12,13 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.ops.rules.findings import RULES_SCHEMA
+from uring_actors.results import parquet
 from uring_actors.results.schema import MATCH_SCHEMA
-from uring_actors.results.writers import atomic_file, open_writer, printable
+from uring_actors.results.writers import atomic_file, check_format, open_writer, printable
 
 Row = dict[str, Any]
 
@@ -165,6 +171,135 @@ def test_arrow_refuses_a_terminal() -> None:
         open_writer("arrow", io.BytesIO(), terminal=True)
 
 
+# csv
+
+
+def csv_rows(data: bytes, schema: pa.Schema) -> list[Row]:
+    """Read with Python's own module; a column of bytes from its two."""
+    reader = csv.DictReader(io.StringIO(data.decode(), newline=""), strict=True)
+    rows: list[Row] = []
+    for fields in reader:
+        assert None not in fields
+        assert None not in fields.values()
+        values: Row = {}
+        for field in schema:
+            text = fields.pop(field.name)
+            if pa.types.is_binary(field.type):
+                coded = fields.pop(f"{field.name}_base64")
+                assert not (text and coded)
+                values[field.name] = b64decode(coded, validate=True) if coded else text.encode()
+            elif pa.types.is_integer(field.type):
+                values[field.name] = int(text) if text else None
+            elif pa.types.is_floating(field.type):
+                values[field.name] = float(text) if text else None
+            else:
+                values[field.name] = text
+        assert not fields
+        rows.append(values)
+    return rows
+
+
+@unhurried
+@given(rows)
+@example([row(b'a"b,c\r\n\x00', path=b"\r"), row(b"\x80"), row(b""), row("é\u2028\x85".encode())])
+def test_csv_gives_back_any_bytes(some: list[Row]) -> None:
+    data = written("csv", batch_of(some))
+    assert csv_rows(data, MATCH_SCHEMA) == some
+    table = pa.csv.read_csv(io.BytesIO(data), parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+    assert table.num_rows == len(some)
+
+
+def test_csv_has_a_header_and_plain_text_where_it_can() -> None:
+    assert written("csv", batch_of([row(b"m,\xff", line=None)])).decode().splitlines() == [
+        "path,path_base64,pattern,start,end,line,column,match,match_base64",
+        "p,,x,0,1,,1,,bSz/",
+    ]
+    assert written("csv").count(b"\n") == 1
+
+
+# parquet
+
+
+@unhurried
+@given(rows, rows)
+def test_parquet_gives_back_the_rows(one: list[Row], other: list[Row]) -> None:
+    table = pq.read_table(io.BytesIO(written("parquet", batch_of(one), batch_of(other))))
+    assert table.schema.equals(MATCH_SCHEMA)
+    assert table.to_pylist() == one + other
+
+
+def test_parquet_writes_whole_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "ROWS", 4)
+    some = [row(b"%d" % number) for number in range(11)]
+    file = pq.ParquetFile(io.BytesIO(written("parquet", *(batch_of(some[k : k + 2]) for k in range(0, 11, 2)))))
+    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [4, 4, 3]
+    assert file.read().to_pylist() == some
+
+
+def test_parquet_that_is_abandoned_says_nothing() -> None:
+    """Its writer is dropped when the output is closed already, or has failed."""
+    stream = io.BytesIO()
+    writer = open_writer("parquet", stream)
+    writer.write(batch_of([row()]))
+    stream.close()
+    del writer
+    gc.collect()
+
+
+def test_parquet_needs_a_file() -> None:
+    for options in ({"terminal": True}, {"terminal": False, "named": False}):
+        with pytest.raises(OptionError, match="-o"):
+            check_format("parquet", **options)
+    check_format("parquet", terminal=False)
+
+
+# findings
+
+FINDING = {
+    "path": b"p",
+    "pattern": "r",
+    "start": 0,
+    "end": 2,
+    "line": 3,
+    "column": 1,
+    "match": b"mm",
+    "rule": "r",
+    "secret": b"s\xff",
+    "entropy": 1.5,
+    "fingerprint": b"p:r:3",
+    "description": "d",
+    "tags": "a,b",
+}
+
+
+def test_findings_in_every_format() -> None:
+    unknown = FINDING | {"line": None, "column": None, "fingerprint": None, "entropy": 0.0}
+    batch = pa.RecordBatch.from_pylist([FINDING, unknown], schema=RULES_SCHEMA)
+
+    def form(name: str) -> bytes:
+        stream = io.BytesIO()
+        writer = open_writer(name, stream, schema=RULES_SCHEMA)
+        writer.write(batch)
+        writer.close()
+        return stream.getvalue()
+
+    assert form("text") == b"p:3:1:r:s\xff\np:?:?:r:s\xff\n"
+    first, second = map(json.loads, form("jsonl").splitlines())
+    assert (first["entropy"], first["secret_base64"], first["fingerprint"]) == (1.5, "c/8=", "p:r:3")
+    assert (second["line"], second["fingerprint"]) == (None, None)
+    assert csv_rows(form("csv"), RULES_SCHEMA) == [FINDING, unknown | {"fingerprint": b""}]
+    assert pq.read_table(io.BytesIO(form("parquet"))).to_pylist() == [FINDING, unknown]
+
+
+def test_numbers_that_json_has_not() -> None:
+    schema = pa.schema([("x", pa.float64())])
+    stream = io.BytesIO()
+    open_writer("jsonl", stream, schema=schema).write(
+        pa.RecordBatch.from_pylist([{"x": float("nan")}, {"x": float("-inf")}, {"x": 0.25}], schema=schema)
+    )
+    assert [json.loads(line)["x"] for line in stream.getvalue().splitlines()] == [None, None, 0.25]
+
+
 # all of them
 
 SUMS = pa.schema([("path", pa.binary()), ("bytes", pa.int64()), ("sum", pa.uint64()), ("kind", pa.string())])
@@ -187,9 +322,11 @@ def test_rows_of_another_schema() -> None:
     del expected["path"]
     assert json.loads(form("jsonl")) == expected
     assert pa.ipc.open_stream(form("arrow")).read_all().to_pylist() == [one]
+    assert pq.read_table(io.BytesIO(form("parquet"))).to_pylist() == [one]
+    assert form("csv") == b"path,path_base64,bytes,sum,kind\n,YQr/,3,18446744073709551615,x\x07\n"
 
 
-@pytest.mark.parametrize("form", ["text", "jsonl", "arrow"])
+@pytest.mark.parametrize("form", ["text", "jsonl", "csv", "arrow", "parquet"])
 def test_a_slice_of_a_batch_and_a_wider_one(form: str) -> None:
     some = [row(b"%d" % number, path=b"f%d" % (number // 3), line=number) for number in range(10)]
     sliced = batch_of(some).slice(3, 4)
@@ -210,7 +347,7 @@ def write_one(form: str, stream: BinaryIO) -> None:
     open_writer(form, stream).write(batch_of([row()]))
 
 
-@pytest.mark.parametrize("form", ["text", "jsonl", "arrow"])
+@pytest.mark.parametrize("form", ["text", "jsonl", "csv", "arrow", "parquet"])
 def test_the_error_of_the_stream_comes_through(form: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -221,8 +358,8 @@ def test_the_error_of_the_stream_comes_through(form: str) -> None:
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(OptionError, match="one of text, jsonl, arrow"):
-        open_writer("csv", io.BytesIO())
+    with pytest.raises(OptionError, match="one of text, jsonl, csv, arrow, parquet"):
+        open_writer("xml", io.BytesIO())
 
 
 # The output file

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from uring_actors.ops.checksum import Checksum
     from uring_actors.ops.histogram import Histogram
     from uring_actors.ops.match.pattern import Literal, Regex
+    from uring_actors.ops.match.pattern_file import read_patterns
+    from uring_actors.ops.rules.rules import Rules
     from uring_actors.ops.user import operation
     from uring_actors.results.stats import ScanStats
     from uring_actors.scanning import Scan, scan
@@ -47,6 +49,7 @@ _HOMES = {
     "Megakernel": "uring_actors.megakernel.megakernel",
     "Nop": "uring_actors.ops.bytesum",
     "Regex": "uring_actors.ops.match.pattern",
+    "Rules": "uring_actors.ops.rules.rules",
     "Scan": "uring_actors.scanning",
     "ScanOptions": "uring_actors.config",
     "ScanStats": "uring_actors.results.stats",
@@ -55,6 +58,7 @@ _HOMES = {
     "UringMegakernelPump": "uring_actors.uring.pump",
     "attach": "uring_actors.many.attached",
     "operation": "uring_actors.ops.user",
+    "read_patterns": "uring_actors.ops.match.pattern_file",
     "scan": "uring_actors.scanning",
 }
 
@@ -75,6 +79,7 @@ __all__ = [
     "Megakernel",
     "Nop",
     "Regex",
+    "Rules",
     "Scan",
     "ScanOptions",
     "ScanStats",
@@ -83,6 +88,7 @@ __all__ = [
     "UringMegakernelPump",
     "attach",
     "operation",
+    "read_patterns",
     "scan",
 ]
 

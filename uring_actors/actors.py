@@ -28,6 +28,7 @@ from uring_actors.arena.memory import Arena, ArenaHandle
 from uring_actors.errors import DeadlineExceeded, NodeFailed, UringActorsError, node_failure
 from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
+from uring_actors.metrics import HostMeter, Meter, PublisherMeter, ReaderMeter, tenant_of
 from uring_actors.node import NodeSpec, NodeStats
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher
@@ -51,15 +52,18 @@ class _RoleActor:
         self._role = role
         self._part: Reader | Publisher | KernelHost | None = None
         self._arena: Arena | None = None
+        self._meter: Meter | None = None
         self._stopping = threading.Event()
 
-    def _begin(self, arena: Arena, part: Reader | Publisher | KernelHost) -> None:
-        self._arena, self._part = arena, part
+    def _begin(self, arena: Arena, part: Reader | Publisher | KernelHost, meter: Meter) -> None:
+        self._arena, self._part, self._meter = arena, part, meter
         part.start()
 
     def run(self) -> None:
         """Lasts until ``stop``. Raises what ended the part's threads, if anything did."""
         while not self._stopping.wait(_WATCH_SECONDS):
+            if self._meter is not None:
+                self._meter.sample()
             if self._part is not None and self._part.failure is not None:
                 raise node_failure(self._role, self._part.failure)
 
@@ -84,7 +88,7 @@ class HostActor(_RoleActor):
             _end_agents_with_raylet()
         arena = Arena.create(spec.layout)
         self._host = spec.make_host(arena)
-        self._begin(arena, self._host)
+        self._begin(arena, self._host, HostMeter(self._host, tenant_of(spec)))
         return arena.handle()
 
     def add_files(self, files: Sequence[FileEntry], group: int | None) -> None:
@@ -113,7 +117,8 @@ class PublisherActor(_RoleActor):
 
     def initialise(self, spec: NodeSpec, handle: ArenaHandle) -> None:
         arena = Arena.attach(handle)
-        self._begin(arena, spec.make_publisher(arena))
+        publisher = spec.make_publisher(arena)
+        self._begin(arena, publisher, PublisherMeter(publisher, spec, tenant_of(spec)))
 
 
 class ReaderActor(_RoleActor):
@@ -123,7 +128,7 @@ class ReaderActor(_RoleActor):
     def initialise(self, spec: NodeSpec, handle: ArenaHandle, number: int) -> None:
         arena = Arena.attach(handle)
         self._reader = spec.make_reader(arena, number)
-        self._begin(arena, self._reader)
+        self._begin(arena, self._reader, ReaderMeter(self._reader, tenant_of(spec)))
 
     def submit(self, files: Sequence[FileEntry], announced: None) -> None:
         """``announced`` is the host's answer to ``add_files``: Ray makes this call wait for it."""
@@ -179,7 +184,8 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        # By itself Ray would take one that it finds running on this machine, and then no such options.
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
     if "object_store_memory" in options:
         _ours = _session()

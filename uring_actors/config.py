@@ -42,7 +42,7 @@ OPERATIONS = ("match", "checksum", "histogram", "touch", "nop")
 REPORTS = ("matches", "count", "files")
 """What MATCH reports: each match, their number for each file, or the files that have any."""
 
-FORMATS = ("text", "jsonl", "arrow")
+FORMATS = ("text", "jsonl", "csv", "arrow", "parquet")
 """Of the rows on the command line; ``results/writers.py`` makes them."""
 
 

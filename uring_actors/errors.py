@@ -3,6 +3,8 @@
     UringActorsError
     ├── OptionError (also ValueError)     an argument or a combination of arguments makes no sense
     ├── PatternError (also ValueError)    a pattern is invalid; points into it
+    │   └── PatternErrors                 several are; has them all
+    ├── RuleFileError (also ValueError)   a rule file is wrong; has every problem, with its line
     ├── OperationError                    a user operation can't be compiled, or failed on a file
     ├── InputError                        a path given by the caller can't be scanned at all
     ├── ArenaError                        shared memory can't be created, or what was attached is not ours
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Sequence
 from typing import Any
 from unicodedata import combining, east_asian_width
 
@@ -96,13 +99,25 @@ class OptionError(UringActorsError, ValueError):
 
 
 class PatternError(UringActorsError, ValueError):
-    """``pattern`` (its source text) is invalid at ``position`` (an index into that text)."""
+    """``pattern`` (its source text) is invalid at ``position`` (an index into that text).
 
-    def __init__(self, reason: str, *, pattern: str | bytes, position: int = 0, fix: str | None = None) -> None:
-        super().__init__(f"invalid pattern: {reason}", fix=fix)
+    ``origin`` says where it came from, where that is known: ``"words.txt line 3"``.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        pattern: str | bytes,
+        position: int = 0,
+        origin: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(f"invalid pattern{f' in {origin}' if origin else ''}: {reason}", fix=fix)
         self.reason = reason
         self.pattern = pattern
         self.position = position
+        self.origin = origin
 
     def __str__(self) -> str:
         """The message, the pattern on its own line, and a caret under the position."""
@@ -110,6 +125,40 @@ class PatternError(UringActorsError, ValueError):
         line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
         text = f"{self.message} at {self.position}\n  {line}\n  {' ' * _columns(line[: self.position])}^"
         return f"{text}\n{self.fix}" if self.fix else text
+
+
+class PatternErrors(PatternError):
+    """Several patterns are invalid: ``errors`` has them all, in order. The other fields are the first one's."""
+
+    SHOWN = 20
+    """How many of them the text spells out."""
+
+    def __init__(self, errors: Sequence[PatternError]) -> None:
+        first = errors[0]
+        super().__init__(
+            first.reason, pattern=first.pattern, position=first.position, origin=first.origin, fix=first.fix
+        )
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        shown = [str(error) for error in self.errors[: self.SHOWN]]
+        rest = len(self.errors) - len(shown)
+        return "\n".join([f"{len(self.errors)} invalid patterns", *shown, *([f"and {rest} more"] if rest else [])])
+
+
+class RuleFileError(UringActorsError, ValueError):
+    """A rule file (``path``) can't be used. ``problems``: everything that is wrong, each with its file and line."""
+
+    SHOWN = 20
+    """How many problems the text spells out."""
+
+    def __init__(self, path: bytes, problems: Sequence[str]) -> None:
+        super().__init__("the rule file can't be used", path=path)
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        rest = len(self.problems) - self.SHOWN
+        return "\n".join([*self.problems[: self.SHOWN], *([f"and {rest} more problems"] if rest > 0 else [])])
 
 
 class OperationError(UringActorsError):

@@ -50,7 +50,12 @@ def _private(path: str) -> bool:
 
 @functools.cache
 def cache_directory() -> str:
-    """Where compiled loops are kept: under XDG_CACHE_HOME or ~/.cache, else under the temporary directory.
+    """Where compiled loops are kept."""
+    return private_directory(_digest())
+
+
+def private_directory(name: str) -> str:
+    """``name`` among what this package keeps: under XDG_CACHE_HOME or ~/.cache, else under the temporary directory.
 
     Code is loaded from here, so no directory on the way from the root that is ours may be another user's to write
     to: whoever can write to a parent can exchange the child. Empty where no such place can be had.
@@ -61,7 +66,7 @@ def cache_directory() -> str:
         roots.insert(0, os.path.realpath(home))
     for root in roots:
         ours = os.path.join(root, "uring_actors")
-        path = os.path.join(ours, _digest())
+        path = os.path.join(ours, name)
         if _private(root) and _private(ours) and _private(path) and os.access(path, os.W_OK | os.X_OK):
             return path
     return ""

@@ -21,7 +21,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
 from uring_actors.groups import GroupEnd, Groups, Item
 from uring_actors.loop import SLICE_NS, LoopThread
-from uring_actors.megakernel import feed, ring
+from uring_actors.megakernel import feed, packed, ring
 from uring_actors.megakernel.cpu import CpuKernel
 from uring_actors.megakernel.cuda import CudaKernel
 from uring_actors.ops.base import Operation, Rows
@@ -73,6 +73,7 @@ class KernelHost:
         self._retired = feed.retired_channel(self._book)
         self._mask = arena.layout.channel_records - 1
         self._rows: Rows = np.zeros((_COLLECT, ring.COLUMNS), np.int64)
+        self._files: Rows = np.empty((0, ring.COLUMNS), np.int64)
         self._position = int(arena.words(arena.layout.state + abi.STATE_RETIRED, 1)[0])
         self._incoming: queue.SimpleQueue[tuple[Sequence[FileEntry], int | None]] = queue.SimpleQueue()
         self._groups = Groups()
@@ -132,7 +133,7 @@ class KernelHost:
             self._settler.expect(files)
         if count:
             rows = self._rows[:count]
-            self._settler.settle(rows)
+            self._settler.settle(self._unpacked(rows))
             if not ring.retire(self._book, self._retired, self._mask, rows, count):
                 raise PipelineError("the retired channel is full: a slot was retired twice, or the publisher is gone")
             self._position = (self._position + count) & abi.WRAP
@@ -152,6 +153,16 @@ class KernelHost:
         if finished:
             self._put(None)
         return not finished
+
+    def _unpacked(self, rows: Rows) -> Rows:
+        """A row for each file, where slots are packed."""
+        packed_slots = rows[:, ring.COLUMN_FLAGS] & abi.FLAG_PACKED != 0
+        if not packed_slots.any():
+            return rows
+        room = len(rows) + int(rows[packed_slots, ring.COLUMN_FILE_ID].sum())
+        if room > len(self._files):
+            self._files = np.empty((2 * room, ring.COLUMNS), np.int64)
+        return self._files[: packed.unpack(self._book, rows, self._files)]
 
     def _complete_groups(self) -> list[int]:
         settled = self._settler.settled

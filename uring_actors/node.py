@@ -128,7 +128,14 @@ class NodeSpec:
             io=self.options.io,
             sqpoll=self.sqpoll,
             spin=self.spins,
+            pack=self.packs,
         )
+
+    @property
+    def packs(self) -> bool:
+        """Whether small files are packed into data slots: where the kernel is on the CPU, unless the page cache is to
+        be left alone. Operations that know nothing of it (``ops/base.py``) get a slot for each file."""
+        return self.backend == "cpu" and self.options.io != "direct" and getattr(self.operation, "packs", False)
 
     def make_publisher(self, arena: Arena) -> Publisher:
         return Publisher(arena, self.job, spins=self.spins)

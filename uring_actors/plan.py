@@ -116,7 +116,8 @@ class FileBatch(Sequence[FileEntry]):
     def __getitem__(self, at: slice) -> FileBatch: ...
     def __getitem__(self, at: int | slice) -> FileEntry | FileBatch:
         if isinstance(at, slice):
-            return self.take(np.arange(len(self))[at])
+            first, stop, step = at.indices(len(self))
+            return self._between(first, stop) if step == 1 else self.take(np.arange(first, stop, step))
         if not -len(self) <= at < len(self):
             raise IndexError(at)
         at %= len(self)
@@ -129,9 +130,24 @@ class FileBatch(Sequence[FileEntry]):
             int(self.mtimes[at]),
         )
 
+    def entry(self, number: int) -> FileEntry:
+        """The file with the id ``number``, which is in the batch."""
+        return self[int(np.searchsorted(self.ids, number))]
+
     def path(self, at: int) -> bytes:
         """Of row ``at``, which is not negative."""
         return self.paths[int(self.ends[at - 1]) if at else 0 : int(self.ends[at]) - 1]
+
+    def _between(self, first: int, stop: int) -> FileBatch:
+        if first >= stop:
+            first = stop = 0
+        if (first, stop) == (0, len(self)):
+            return self
+        columns = (self.ids, self.sizes, self.devices, self.inodes, self.mtimes, self.ends)
+        ids, sizes, devices, inodes, mtimes, ends = (column[first:stop] for column in columns)
+        start = int(self.ends[first - 1]) if first else 0
+        paths = self.paths[start : int(ends[-1])] if len(ends) else b""
+        return FileBatch(ids, sizes, devices, inodes, mtimes, ends - start, paths)
 
     def take(self, rows: np.ndarray[Any, Any]) -> FileBatch:
         """These rows (ascending), as a batch of their own."""
@@ -382,6 +398,7 @@ class _Walker:
         self._problems: list[Skipped] = []
 
     def run(self) -> Iterator[Listed]:
+        yield from self._collected.take()  # nothing yet: its time begins
         for one in self._given:
             if one.real in self._reached:
                 continue

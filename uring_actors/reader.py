@@ -25,12 +25,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
+
+import numpy as np
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.arena.private import PrivateMemory
 from uring_actors.errors import DeadlineExceeded, MemlockTooSmall, NodeFailed, OptionError, PipelineError
+from uring_actors.plan import FileBatch, FileEntry
 from uring_actors.uring.lane import UringLane
 from uring_actors.uring.pagecache import stretches
 from uring_actors.uring.pread import PreadLane
@@ -52,23 +55,8 @@ from uring_actors.uring.work import (
 # A FIFO that took a file's place must not block the opener; O_NONBLOCK is taken off again (see _set_flags).
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _NAP_NS: Final = 50_000_000
-_TAKE: Final = 64  # files taken from the queue at once
+_PACK_MOST: Final = 128 << 10  # above that a file's own slot costs less than it gains
 _HAND_OVER: Final = 16  # jobs handed to a lane at once: waking it for every small file costs more than reading it
-
-
-class FileEntry(Protocol):
-    """A regular file as it was listed: ``size`` bytes (not 0), ``device`` and ``inode`` as of stat(2)."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def path(self) -> bytes: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def device(self) -> int: ...
-    @property
-    def inode(self) -> int: ...
 
 
 ENGINES: Final = ("uring", "pread", "liburing")
@@ -191,6 +179,7 @@ class Reader:
         max_open: int | None = None,
         slice_ms: float = 10.0,
         spin: int = 200,
+        pack: bool = False,
     ) -> None:
         if io_engine not in ENGINES:
             raise OptionError(f"a reader's io_engine is {' or '.join(ENGINES)}, not {io_engine!r}")
@@ -211,7 +200,14 @@ class Reader:
         self._run_extents, self._bound = run_extents, queue_files
         self._max_open = default_max_open() if max_open is None else max_open
         self._bell = PrivateMemory(abi.CACHE_LINE)
-        self._queue: deque[FileEntry] = deque()
+        self._queue: deque[FileBatch] = deque()
+        self._queued = 0  # files in it
+        self._packs: dict[int, Any] = {}  # by token: what a packed job reads
+        self._pack_most = 0  # bytes of a file that is packed
+        if pack:
+            layout = arena.layout
+            room = layout.slot_bytes - layout.packed_entries * abi.PACKED_ENTRY_BYTES
+            self._pack_most = min(_PACK_MOST, room // 4)
         self._room = threading.Condition()  # guards the queue's bound and ``life``
         self._closing = threading.Lock()
         self._abort = False
@@ -262,16 +258,16 @@ class Reader:
         """Queue files, none of them empty; blocks while the queue is full. Raises DeadlineExceeded after
         ``seconds`` (the files before are queued), NodeFailed where a thread of the reader died."""
         deadline = None if seconds is None else time.monotonic() + seconds
+        batch = FileBatch.of(files)
+        if (batch.sizes <= 0).any():
+            raise OptionError("an empty file can't be submitted: there is nothing to read", device=self.device)
         taken = 0
-        while taken < len(files):
+        while taken < len(batch):
             with self._room:
                 self._wait_for_room(deadline, seconds)
-                part = files[taken : taken + self._bound - len(self._queue)]
-                if any(entry.size <= 0 for entry in part):
-                    raise OptionError(
-                        "an empty file can't be submitted: there is nothing to read", device=self.device
-                    )
-                self._queue.extend(part)
+                part = batch[taken : taken + self._bound - self._queued]
+                self._queue.append(part)
+                self._queued += len(part)
                 taken += len(part)
             ring_bell(self._bell.address)
 
@@ -280,7 +276,7 @@ class Reader:
             if self.life != "started":
                 raise PipelineError(f"the reader is {self.life} and takes no files", device=self.device)
             self._raise_failure()
-            if len(self._queue) < self._bound:
+            if self._queued < self._bound:
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 raise DeadlineExceeded("room in the reader's queue", seconds or 0.0, device=self.device)
@@ -311,7 +307,7 @@ class Reader:
         self._opener.join(seconds)
         self._raise_failure()
         if self._opener.is_alive():
-            waited = f"{len(self._queue)} queued and {len(self._open)} open files of the reader"
+            waited = f"{self._queued} queued and {len(self._open)} open files of the reader"
             raise DeadlineExceeded(waited, seconds or 0.0, device=self.device)
 
     def close(self, seconds: float = 30.0) -> None:
@@ -341,25 +337,25 @@ class Reader:
 
     def stats(self) -> ReaderStats:
         """The counters now."""
+        lanes = sum((lane.stats() for lane in self._lanes), LaneStats())
         return ReaderStats(
-            lanes=sum((lane.stats() for lane in self._lanes), LaneStats()),
-            files_opened=self._opened,
-            files_failed=self._failed,
+            lanes=lanes,
+            files_opened=self._opened + lanes.packed_files - lanes.unopened_files,
+            files_failed=self._failed + lanes.unopened_files,
             files_direct=self._direct,
             files_open=len(self._open),
-            files_queued=len(self._queue),
+            files_queued=self._queued,
         )
 
     # ── the opener ───────────────────────────────────────────────────────────────────────────────────────────
     def _run(self) -> None:
         try:
-            while entries := self._take_files():
-                for entry in entries:
-                    self._read_file(entry)
+            while (batch := self._take_files()) is not None:
+                self._read_files(batch)
             for lane in self._lanes:
                 lane.finish()
             # Empty when every job came back; the lanes' threads then have nothing left and end.
-            self._wait(lambda: not self._open)
+            self._wait(lambda: not self._open and not self._packs)
             self._wait(lambda: all(lane.ended for lane in self._lanes))
         except _Stopped:
             pass
@@ -369,13 +365,33 @@ class Reader:
             with self._room:
                 self._room.notify_all()
 
-    def _take_files(self) -> list[FileEntry]:
-        """Some files from the queue; none when it is drained."""
+    def _take_files(self) -> FileBatch | None:
+        """Some files from the queue; None when it is drained."""
         self._wait(lambda: bool(self._queue) or self.life == "draining")
         with self._room:
-            taken = [self._queue.popleft() for _ in range(min(_TAKE, len(self._queue)))]
+            if not self._queue:
+                return None
+            taken = self._queue.popleft()
+            self._queued -= len(taken)
             self._room.notify_all()
         return taken
+
+    def _read_files(self, batch: FileBatch) -> None:
+        """Have small files packed, and read the others one by one."""
+        small = batch.sizes <= self._pack_most
+        if small.any():
+            self._pack(batch.take(np.flatnonzero(small)))
+        for row in np.flatnonzero(~small).tolist():
+            self._read_file(batch[row])
+
+    def _pack(self, batch: FileBatch) -> None:
+        self._token += 1
+        paths = np.frombuffer(batch.paths, np.uint8)
+        given: list[Any] = [batch.ids, batch.sizes, batch.devices, batch.inodes, batch.ends, paths]
+        columns = [np.ascontiguousarray(column) for column in given]
+        table = np.array([column.ctypes.data for column in columns], np.int64)
+        self._packs[self._token] = (table, columns)
+        self._give(Job(self._token, 0, -1, 0, 0, len(batch), table=table.ctypes.data))
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Close what is done until ``ready``. Raises _Stopped where the reader is closing or a lane has died."""
@@ -399,8 +415,10 @@ class Reader:
         for lane in self._lanes:
             for token in lane.returned():
                 any_done = True
-                if token in self._open:  # a failure's job has no file
+                if token in self._open:
                     self._run_done(token)
+                else:  # or of a file that could not be opened, and nothing is held
+                    self._packs.pop(token, None)
         return any_done
 
     def _run_done(self, token: int) -> None:

@@ -33,6 +33,8 @@ from uring_actors.ops.checksum import Checksum
 from uring_actors.ops.histogram import Histogram
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.pattern import Literal, Regex
+from uring_actors.ops.rules.operation import RuleScan
+from uring_actors.ops.rules.rules import Rules
 from uring_actors.ops.user import UserOperation
 from uring_actors.plan import AnyPath, FileBatch, Listed, devices, listing
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
@@ -48,6 +50,7 @@ def scan(
     paths: AnyPath | HostLocal | Iterable[AnyPath | HostLocal],
     *,
     patterns: Iterable[Regex | Literal | str] | None = None,
+    rules: Rules | AnyPath | None = None,
     operation: str | Operation = "match",
     include: AnyGlob | Iterable[AnyGlob] = (),
     exclude: AnyGlob | Iterable[AnyGlob] = (),
@@ -68,6 +71,7 @@ def scan(
     paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed. With
     ``address`` also ``HostLocal`` paths, which each node has for itself.
     patterns: what to search for, with ``operation="match"``; a plain str is a ``Regex``.
+    rules: search by these instead (a path: ``Rules.load`` of it); rows ``RULES_SCHEMA``.
     operation: ``"match"``; ``"checksum"`` (rows path, bytes, crc32c); ``"histogram"`` (rows path, bytes, entropy,
         counts; ``Histogram(block=…)``: one a block); ``"touch"`` (read every byte; rows path, bytes, sum);
         ``"nop"`` (rows path, bytes); or one of your own, made with ``uring_actors.operation``.
@@ -84,7 +88,7 @@ def scan(
     A ``Scan``; with address or checkpoint a ``JobScan``, with output_dir an ``AttachedJob``, which look the same.
 
     Raises, before anything starts: InputError (a path doesn't exist), PatternError (points into the pattern),
-    OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
+    RuleFileError, OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
     """
     chosen = ScanOptions.of(**options)
     selection = Selection.of(
@@ -96,7 +100,7 @@ def scan(
         max_count=max_count,
         report=report,
     )
-    made = make_operation(operation, patterns, selection)
+    made = make_operation(operation, patterns, selection, rules)
     given = [paths] if isinstance(paths, (str, bytes, os.PathLike, HostLocal)) else list(paths)
     if (address, nodes, checkpoint, output_dir, resume) == (None, None, None, None, False):
         plain = [path for path in given if not isinstance(path, HostLocal)]
@@ -121,10 +125,19 @@ def make_operation(
     operation: str | Operation,
     patterns: Iterable[Regex | Literal | str] | None,
     selection: Selection | None = None,
+    rules: Rules | AnyPath | None = None,
 ) -> Operation:
-    """The operation by name. Raises OptionError where patterns are missing or out of place, or ``selection`` asks for
-    what is no part of it."""
+    """The operation by name. Raises OptionError where patterns or rules are missing or out of place, or ``selection``
+    asks for what is no part of it."""
     selection = selection or Selection()
+    if rules is not None:
+        if patterns is not None or operation != "match":
+            raise OptionError("rules stand alone", fix="Leave out patterns and operation, or the rules.")
+        if selection.report != "matches" or selection.max_count is not None:
+            raise OptionError(
+                "findings are not counted", fix="Leave out what asks for counts or names, or the rules."
+            )
+        return RuleScan(rules if isinstance(rules, Rules) else Rules.load(rules))
     if operation == "match":
         wanted = [Regex(p) if isinstance(p, str) else p for p in patterns or ()]
         return Match.of(wanted, report=selection.report, max_count=selection.max_count)

@@ -18,6 +18,7 @@ Who writes what (one writer at a time, each hand-over a release-store that the n
     order[n]               publisher, before TAIL passes it
     channel tail, records  its producer;  channel head: its consumer
     data slot              lane (kernel: DMA) → publisher → kernel → kernel host → back by credit
+    a lane's SAMPLE words  whoever has the timed extent's data slot; BUSY: lane sets it, publisher clears it
     result block           the kernel while its data slot is CLAIMED, then the kernel host reads
     =====================  ==========================================================================
 """
@@ -77,6 +78,14 @@ BELL_HOST: Final = 384
 STATE_ENOUGH: Final = 2048
 ENOUGH_WORDS: Final = 512
 STATE_BYTES: Final = PAGE
+# After the state lines, one line for each lane: its bell, and the times of the one extent that is being timed
+# (``samples.py``). Words of 64 bits but the first: ns of CLOCK_MONOTONIC.
+SAMPLE_BUSY: Final = 8  # u32: the lane is timing an extent whose times nobody has taken yet
+SAMPLE_BEGUN: Final = 16  # the lane: its read was begun
+SAMPLE_READ: Final = 24  # the lane: it was read
+SAMPLE_PUBLISHED: Final = 32  # the publisher
+SAMPLE_DONE: Final = 40  # the kernel; 0 from one that has no such clock, then the kernel host when it sees it done
+SAMPLE_EVERY: Final = 64  # extents that a lane begins from one that is timed to the next, at least
 
 # ── ring slot: 16 words, one cache line ──────────────────────────────────────────────────────────────────────
 RING_SLOT_BYTES: Final = 64
@@ -147,7 +156,22 @@ FLAG_FIRST: Final = 1  # the file's first extent
 FLAG_LAST: Final = 2  # the file's last
 FLAG_PACKED: Final = 4  # several files in one data slot
 FLAG_FAILED: Final = 8  # bytes are missing at the end (maybe all): SLOT_ERRNO says why; the rest is scanned
+FLAG_TIMED: Final = 16  # its stages are timed, in its lane's line
 NO_DATA_SLOT: Final = 0xFFFFFFFF
+
+# ── a packed data slot (FLAG_PACKED): a directory at its head, then the files' bytes ─────────────────────────
+# The ring slot's file id says how many files there are, its payload bytes what they have in all. The lane writes an
+# entry; the kernel writes the results (from hits on), which the lane has left at zero.
+PACKED_ENTRY_BYTES: Final = 64
+PACKED_FILE_ID: Final = 0
+PACKED_ERRNO: Final = 4  # 0, or why bytes are missing
+PACKED_OFFSET: Final = 8  # of the file's bytes in the data slot; 0: the file could not be opened
+PACKED_BYTES: Final = 12
+PACKED_HITS: Final = 16
+PACKED_RESULT: Final = 20  # bytes from where a result block's hits or values begin to the file's
+PACKED_NEWLINES: Final = 24
+PACKED_LAST_NEWLINE: Final = 28
+PACKED_ENTRIES_MOST: Final = 4096
 ENODATA: Final = 61  # a status of ours: the file ended before the size that it was listed with
 ESTALE: Final = 116  # another one: the path leads to another file than the one listed
 
@@ -163,8 +187,10 @@ RECORD_EXTENT_ID: Final = 12
 RECORD_FILE_OFFSET: Final = 16  # u64: file offset of the payload's first byte
 RECORD_STATUS: Final = 24  # 0, or an errno: ENODATA where the file ended before the size it was listed with
 RECORD_FLAGS: Final = 28
-# A record kernel host → publisher has the data slot and the ring slot; publisher → lane only the data slot.
+# A record kernel host → publisher has the data slot, the ring slot, its payload's bytes, its status and its flags;
+# publisher → lane only the data slot.
 RECORD_RING_SLOT: Final = 4
+RECORD_PAYLOAD: Final = 8
 
 # ── result block: one for each data slot ─────────────────────────────────────────────────────────────────────
 RESULT_COUNT: Final = 0
@@ -179,9 +205,10 @@ HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known
 HIT_END: Final = 8
-HIT_FLAGS: Final = 12
+HIT_FLAGS: Final = 12  # 0, or HIT_COUNTED and, below it, the newlines between the payload's first byte and the end
 NO_NEWLINE: Final = 0xFFFFFFFF
 HIT_NO_START: Final = 0xFFFFFFFF
+HIT_COUNTED: Final = 0x80000000
 
 LOG_BYTES: Final = 4 * PAGE
 LOG_RECORD_WORDS: Final = 4
@@ -196,6 +223,11 @@ def _pages(size: int) -> int:
 def power_of_two(count: int) -> int:
     """The smallest power of two that is at least ``count``."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def packed_entries(slot_bytes: int) -> int:
+    """How many files a packed data slot can hold: at most a sixteenth of it is directory."""
+    return min(PACKED_ENTRIES_MOST, slot_bytes // (16 * PACKED_ENTRY_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +274,11 @@ class ArenaLayout:
     @property
     def hit_capacity(self) -> int:
         return (self.result_bytes - RESULT_HITS) // HIT_BYTES
+
+    @property
+    def packed_entries(self) -> int:
+        """How many files a packed data slot can hold."""
+        return packed_entries(self.slot_bytes)
 
     @property
     def header(self) -> int:

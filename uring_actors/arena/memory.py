@@ -51,6 +51,8 @@ class Arena:
         self.layout = layout
         self.nonce = nonce
         self._map: mmap.mmap | None = mmap.mmap(fd, layout.total)
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self._pin: Any = (ctypes.c_char * layout.total).from_buffer(self._map)
         self.address = ctypes.addressof(self._pin)
         self.view = memoryview(self._map)

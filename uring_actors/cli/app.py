@@ -19,7 +19,9 @@ import click
 from uring_actors.cli import many, options
 from uring_actors.cli.checksum import checksum
 from uring_actors.cli.histogram import histogram
+from uring_actors.cli.host_setup import host_setup
 from uring_actors.cli.selecting import selecting
+from uring_actors.cli.sources import Sources, source_options
 from uring_actors.config import FORMATS, OPERATIONS, ScanOptions
 from uring_actors.errors import OptionError, UringActorsError
 
@@ -79,6 +81,7 @@ def commands() -> None:
 @click.argument("paths", nargs=-1, metavar="PATH...", type=click.Path(path_type=bytes))
 @click.option("-e", "--regexp", multiple=True, metavar="PATTERN", help="Search for this; RE2 syntax.")
 @click.option("-F", "--fixed", multiple=True, metavar="TEXT", help="Search for exactly this text.")
+@source_options
 @click.option("-i", "--ignore-case", is_flag=True, help="Upper and lower case are the same.")
 @click.option("--multi-line", is_flag=True, help="^ and $ match at every line's begin and end.")
 @click.option("--dot-all", is_flag=True, help="A dot matches a newline too.")
@@ -106,12 +109,17 @@ def commands() -> None:
 @many.options
 @selecting
 @click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
+@click.option("--explain-all", is_flag=True, help="The same, however many patterns there are.")
 @click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
 def scan(
     paths: tuple[bytes, ...],
     regexp: tuple[str, ...],
     fixed: tuple[str, ...],
+    files: tuple[bytes, ...],
+    fixed_strings: bool,
+    rules: bytes | None,
+    default_rules: bytes | None,
     ignore_case: bool,
     multi_line: bool,
     dot_all: bool,
@@ -120,6 +128,7 @@ def scan(
     output: bytes | None,
     operation: str,
     explain: bool,
+    explain_all: bool,
     no_progress: bool,
     quiet: bool,
     selection: dict[str, Any],
@@ -134,20 +143,17 @@ def scan(
     """
     placed = many.take(pipeline)
     checked = ScanOptions.of(**pipeline)
-    if operation == "match" and not (regexp or fixed):
-        raise click.UsageError("No pattern was given: name at least one with -e or -F.")
-    if operation != "match" and (regexp or fixed):
-        raise click.UsageError(f"The operation {operation} takes no patterns.")
-    if not (paths or placed.local or explain):
+    sources = Sources(regexp, fixed, files, fixed_strings, rules, default_rules)
+    sources.check(operation)
+    if not (paths or placed.local or explain or explain_all):
         raise click.UsageError("No path was given: name at least one file or directory.")
 
-    from uring_actors.cli import patterns as spelled
+    wanted = sources.patterns(ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1)
+    loaded = sources.load_rules()
+    if explain or explain_all:
+        from uring_actors.cli import patterns as spelled
 
-    wanted = spelled.patterns(
-        regexp, fixed, ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1
-    )
-    if explain:
-        click.echo(spelled.explain(wanted, checked.backend))
+        click.echo(spelled.explain(loaded or wanted, checked.backend, everything=explain_all))
         return 0
 
     from uring_actors.cli import running
@@ -155,6 +161,7 @@ def scan(
     request = running.Request(
         paths=[*paths, *placed.local_paths()],
         patterns=wanted,
+        rules=loaded,
         operation=_loaded(operation),
         options={name: getattr(checked, name) for name in pipeline} | placed.arguments,
         selection=selection,
@@ -180,6 +187,7 @@ def _loaded(operation: str) -> Any:
 
 commands.add_command(checksum)
 commands.add_command(histogram)
+commands.add_command(host_setup)
 
 
 @commands.command()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from uring_actors.megakernel import cuda
 from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.parts import device_plans
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex
-from uring_actors.ops.match.plan import PatternPlan
+from uring_actors.ops.match.plan import Kind, PatternPlan
+from uring_actors.ops.rules.rules import Rules
 from uring_actors.results.writers import printable
+
+EXPLAINED = 32
+"""Patterns that are explained one by one."""
 
 
 def patterns(
@@ -42,16 +47,37 @@ def patterns(
     return found
 
 
-def explain(wanted: list[Pattern], backend: str) -> str:
-    """How each pattern will be run by the kernel of ``backend`` ("cpu" or "cuda"; "auto": what this machine has).
+def explain(wanted: list[Pattern] | Rules, backend: str, *, everything: bool = False) -> str:
+    """How each pattern will be run by the kernel of ``backend`` ("cpu" or "cuda"; "auto": what this machine has). Of
+    many patterns only how many are run how, and the ones that are slow.
 
     Raises:
         PatternError: one is invalid, or can match nothing.
     """
-    plans = compile_patterns(wanted)
-    if backend == "cuda" or (backend == "auto" and cuda.looks_possible() and cuda.unavailable() is None):
-        plans, _ = device_plans(plans)
-    return "\n\n".join(map(_plan_in_words, plans))
+    if isinstance(wanted, Rules):  # they run on the CPU
+        plans = wanted.plans
+    else:
+        plans = compile_patterns(wanted)
+        if backend == "cuda" or (backend == "auto" and cuda.looks_possible() and cuda.unavailable() is None):
+            plans, _ = device_plans(plans)
+    if everything or len(plans) <= EXPLAINED:
+        return "\n\n".join(map(_plan_in_words, plans))
+    return _summary(plans)
+
+
+def _summary(plans: Sequence[PatternPlan]) -> str:
+    kinds = Counter(plan.kind for plan in plans if not plan.once)
+    lines = [f"{sum(kinds.values())} patterns; --explain-all has each"]
+    lines += [f"  {kind.value:<10} {kinds[kind]}" for kind in Kind if kinds[kind]]
+    if keywords := sum(plan.once for plan in plans):
+        lines.append(f"  keywords   {keywords}")
+    searched = [plan for plan in plans if plan.candidate is not None]
+    lines.append(f"  widest     {max((plan.candidate_max for plan in searched), default=0)} bytes in a slot")
+    alone = [plan for plan in plans if plan.candidate is None and plan.kind is not Kind.PART]
+    lines += [f"  RE2 alone  {printable(plan.name.encode()).decode()}: {plan.reason}" for plan in alone[:EXPLAINED]]
+    if len(alone) > EXPLAINED:
+        lines.append(f"  and {len(alone) - EXPLAINED} more that RE2 searches for alone")
+    return "\n".join(lines)
 
 
 def _argument(text: str) -> str | bytes:

@@ -61,6 +61,8 @@ class Request:
     quiet: bool
     job: str | None = None
     selection: dict[str, Any] = field(default_factory=dict)
+    rules: Any = None
+    """A loaded rule file, instead of patterns."""
     text: Callable[[BinaryIO, bool], Writer] | None = None
     """Makes the writer of the format ``text``, of the stream and whether that is a terminal; None: the usual one."""
 
@@ -89,7 +91,7 @@ def run(request: Request) -> int:
 
 def _scan(request: Request) -> int:
     with output(request) as (stream, terminal):
-        check_format(request.form, terminal=terminal)
+        check_format(request.form, terminal=terminal, named=request.output is not None)
         with _start(request) as scan:
             notes = scan.stats.notes
             _say_notes(request, notes)
@@ -121,6 +123,7 @@ def _start(request: Request) -> RunningScan:
         running: RunningScan = package.scan(
             list(request.paths),
             patterns=list(request.patterns) or None,
+            rules=request.rules,
             operation=request.operation,
             **request.options,
             **request.selection,

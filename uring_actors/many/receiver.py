@@ -190,4 +190,4 @@ def matches_in(batch: pa.RecordBatch) -> int:
     names = batch.schema.names
     if "count" in names:
         return int(np.sum(batch.column("count").to_numpy()))
-    return batch.num_rows if "pattern" in names or set(names) <= {"path", "node"} else 0
+    return batch.num_rows if {"pattern", "rule"} & set(names) or set(names) <= {"path", "node"} else 0

@@ -18,9 +18,9 @@ from uring_actors.arena.book import BOOK_DATA, BOOK_RESULT_BYTES, BOOK_SLOT_BYTE
 from uring_actors.arena.memory import Arena
 from uring_actors.hot import hot
 from uring_actors.loop import SLICE_NS, LoopThread
-from uring_actors.megakernel import control, ring
+from uring_actors.megakernel import control, packed, ring
 from uring_actors.megakernel.match import match
-from uring_actors.megakernel.reduce import reduce, reducible, state_words
+from uring_actors.megakernel.reduce import reduce, reduce_packed, reducible, state_words
 
 IDLE: Final = -1
 STOP: Final = -2
@@ -39,6 +39,8 @@ def payload_address(book: Book, slot: int) -> int:
 def run_reduction(book: Book, slot: int, opcode: int) -> bool:
     """The states of a slot's payload into its result block; False where they don't fit."""
     address = ring.slot_address(book, slot)
+    if packed.is_packed(address):
+        return reduce_packed(book, address, opcode)
     result = ring.result_address(book, load32(address + abi.SLOT_DATA_SLOT))
     length, offset = load32(address + abi.SLOT_PAYLOAD_BYTES), load64(address + abi.SLOT_FILE_OFFSET)
     block = load32(address + abi.SLOT_OPERATION) if opcode != abi.OP_SCAN_TOUCH else 0

@@ -1,6 +1,8 @@
 """The publisher's loop: lanes' completions into ring slots, retired slots into credits.
 
 ``state`` is the publisher's private memory (``FEED_*``); ``job`` says what every extent is published as (``JOB_*``).
+``tally`` has a row for each lane of what came back from it (``TALLY_*``), ``times`` a row for each extent that was
+timed (``samples.take``), written round and round.
 
 The host retires slots in the order in which they were published, so ring slots are used round and round: position p
 has slot ``p & mask``. Readers still go by ``order``; who polls over PCIe may guess the next slot from the position.
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from uring_actors.arena import abi, bell, channel
+from uring_actors.arena import abi, bell, channel, samples
 from uring_actors.arena.atomics import clock_ns, load32, load64, pause
 from uring_actors.arena.book import (
     BOOK_CHANNEL_BYTES,
@@ -31,7 +33,12 @@ FEED_PUBLISHED: Final = 2  # slots published so far
 FEED_RETIRED: Final = 3  # slots that came back
 FEED_BYTES: Final = 4  # payload bytes published
 FEED_ERROR: Final = 5  # non-zero: a rule was broken; see ``ERRORS``
+FEED_TIMED: Final = 6  # rows of ``times`` written
 FEED_WORDS: Final = 8
+
+TALLY_BYTES: Final = 0  # payload bytes of slots that were DONE
+TALLY_FAULTS: Final = 1  # slots that were FAULT
+TALLY_WORDS: Final = 8  # a cache line
 
 JOB_PAYLOAD: Final = 0  # payload bytes of a full extent
 JOB_LEAD: Final = 1  # offset of the payload in its data slot
@@ -75,7 +82,7 @@ def lane_bell(book: Book, lane: int) -> int:
 
 
 @hot
-def take_retired(book: Book, state: Book) -> int:
+def take_retired(book: Book, state: Book, tally: Book, times: Book) -> int:
     """Free every retired ring slot and hand its data slot back to its lane; how many."""
     source, mask = retired_channel(book), book[BOOK_CHANNEL_MASK]
     taken = 0
@@ -87,10 +94,19 @@ def take_retired(book: Book, state: Book) -> int:
         if load32(record + abi.RECORD_RING_SLOT) != state[FEED_HEAD] & book[BOOK_RING_MASK]:
             state[FEED_ERROR] = ERROR_OUT_OF_ORDER
         state[FEED_HEAD] = (state[FEED_HEAD] + 1) & abi.WRAP
+        payload = load32(record + abi.RECORD_PAYLOAD)
+        status, flags = load32(record + abi.RECORD_STATUS), load32(record + abi.RECORD_FLAGS)
         channel.pop(source)
         taken += 1
         if data_slot != abi.NO_DATA_SLOT:
             lane = data_slot // book[BOOK_SLOTS_PER_LANE]
+            if status == abi.DONE:
+                tally[lane, TALLY_BYTES] += payload
+            else:
+                tally[lane, TALLY_FAULTS] += 1
+            if flags & abi.FLAG_TIMED:
+                samples.take(book, data_slot, times[state[FEED_TIMED] % times.shape[0]])
+                state[FEED_TIMED] += 1
             if not channel.push(credit_channel(book, lane), mask, data_slot, 0, 0, 0, 0, 0, 0):
                 state[FEED_ERROR] = ERROR_CREDITS_FULL
             bell.ring(lane_bell(book, lane), 1)
@@ -114,13 +130,17 @@ def publish_record(book: Book, state: Book, job: Book, record: int) -> None:
     nbytes = load32(record + abi.RECORD_BYTES_READ)
     status = load32(record + abi.RECORD_STATUS)
     flags = load32(record + abi.RECORD_FLAGS)
-    payload = min(nbytes, job[JOB_PAYLOAD])
+    packed = flags & abi.FLAG_PACKED != 0
+    payload = nbytes if packed else min(nbytes, job[JOB_PAYLOAD])
+    data_slot = load32(record + abi.RECORD_DATA_SLOT)
+    if flags & abi.FLAG_TIMED:
+        samples.published(book, data_slot)
     ring.write_scan(
         book,
         slot,
-        load32(record + abi.RECORD_DATA_SLOT),
+        data_slot,
         payload,
-        job[JOB_LEAD],
+        0 if packed else job[JOB_LEAD],
         nbytes - payload,
         load64(record + abi.RECORD_FILE_OFFSET),
         load32(record + abi.RECORD_FILE_ID),
@@ -169,13 +189,13 @@ def has_work(book: Book, state: Book) -> bool:
 
 
 @hot
-def feed(book: Book, state: Book, job: Book, spins: int, slice_ns: int) -> int:
+def feed(book: Book, state: Book, job: Book, tally: Book, times: Book, spins: int, slice_ns: int) -> int:
     """Run for about ``slice_ns``; the error code, 0 if none."""
     my_bell = book[BOOK_STATE] + abi.BELL_PUBLISHER
     deadline = clock_ns() + slice_ns
     spun = 0
     while state[FEED_ERROR] == 0:
-        moved = take_retired(book, state) + publish_completions(book, state, job)
+        moved = take_retired(book, state, tally, times) + publish_completions(book, state, job)
         if moved > 0:
             spun = 0
             if clock_ns() >= deadline:

@@ -767,7 +767,9 @@ __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const 
   if (opcode <= UA_OP_USER_LAST)
     return run_user(opcode, payload, bytes, offset && begin, halo, offset, result, arena.result_bytes,
                     (long long*)scratch);
-  return reduce(opcode, payload, bytes, offset, parameter, result, arena.result_bytes, device.crc, scratch);
+  // TOUCH has no blocks: its slots' operation parameter is the publisher's own.
+  const u32 block = opcode == UA_OP_SCAN_TOUCH ? 0 : parameter;
+  return reduce(opcode, payload, bytes, offset, block, result, arena.result_bytes, device.crc, scratch);
 }
 
 __device__ void work(const Arena& arena, const Device& device, u32 worker) {

@@ -3,7 +3,7 @@
 A kernel thread comes here with the slot that it claimed, without the GIL. What the loop must know of the engine is
 one row of words a thread (``MATCH_*``), which ``ops/match/engine.py`` fills in: addresses of hs_scan, of ``on_match``
 and of the databases and scratches. ``on_match`` is called by libhs for each candidate; its context is the row's words
-from MATCH_COUNT on. Candidates come in the order of their ends, and one may come more than once.
+from MATCH_COUNT on (``hits.py``). A database's candidates come by their ends, and one may come more than once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from uring_actors.arena import abi
-from uring_actors.arena.atomics import load32, load64, store32, store64
+from uring_actors.arena.atomics import load32, load64, store32
 from uring_actors.arena.book import BOOK_DATA, BOOK_HIT_CAPACITY, BOOK_SLOT_BYTES, Book
 from uring_actors.hot import callback, hot
-from uring_actors.megakernel import ring
+from uring_actors.megakernel import packed, ring
+from uring_actors.megakernel.hits import add_hit
 from uring_actors.megakernel.newlines import last_newline_at, newlines_at
+from uring_actors.megakernel.words import search_words
 
 MATCH_SCAN: Final = 0  # the address of hs_scan
 MATCH_CALLBACK: Final = 1  # of on_match
@@ -28,23 +30,18 @@ MATCH_COUNT: Final = 3  # candidates of the slot at hand, those that found no ro
 MATCH_CAPACITY: Final = 4  # how many hits there is room for …
 MATCH_HITS: Final = 5  # … at this address
 MATCH_LEAD: Final = 6  # bytes before the payload that were searched as well
-MATCH_DATABASES: Final = 7  # how many there are; then the address of each and of its scratch
-MATCH_WORDS: Final = 8
+MATCH_TABLE: Final = 7  # of a table of words (words.py), or 0
+MATCH_DATABASES: Final = 8  # how many there are; then the address of each and of its scratch
+MATCH_WORDS: Final = 9
 
-_COUNT, _CAPACITY, _HITS, _LEAD = (8 * (word - MATCH_COUNT) for word in range(MATCH_COUNT, MATCH_LEAD + 1))
+FEW: Final = 32
+"""Up to so many hits of a slot have the newlines before them counted, one by one; more are settled in bulk."""
 
 
 @callback(types.int32, types.uint32, types.uint64, types.uint64, types.uint32, types.int64)
 def on_match(pattern, start, end, flags, context):  # type: ignore[no-untyped-def]
-    """libhs's match_event_handler: one more hit, where there is room. An end in the lead becomes 0."""
-    count = load64(context + _COUNT)
-    store64(context + _COUNT, count + 1)
-    if count < load64(context + _CAPACITY):
-        hit = load64(context + _HITS) + count * abi.HIT_BYTES
-        store32(hit + abi.HIT_PATTERN, types.int64(pattern))
-        store32(hit + abi.HIT_START, abi.HIT_NO_START)
-        store32(hit + abi.HIT_END, types.int64(end) - load64(context + _LEAD))
-        store32(hit + abi.HIT_FLAGS, 0)
+    """libhs's match_event_handler."""
+    add_hit(context, types.int64(pattern), types.int64(end))
     return types.int32(0)
 
 
@@ -84,7 +81,23 @@ def search(parameters: Book, text: int, length: int, lead: int, hits: int, capac
         if code != 0:
             parameters[MATCH_ERROR] = code
             return -1
-    return load64(context + _COUNT)
+    if parameters[MATCH_TABLE] != 0:
+        search_words(parameters[MATCH_TABLE], text, length, context)
+    return load64(context)
+
+
+@hot
+def count_newlines_before(text: int, hits: int, count: int) -> None:
+    """Leave the newlines between ``text`` and each hit's end in the hit's flags (HIT_COUNTED)."""
+    done = 0
+    total = 0
+    for i in range(count):
+        hit = hits + i * abi.HIT_BYTES
+        end = load32(hit + abi.HIT_END)
+        # Mostly a step ahead: the hits of a database come by their ends.
+        total += newlines_at(text + done, end - done) - newlines_at(text + end, done - end)
+        done = end
+        store32(hit + abi.HIT_FLAGS, abi.HIT_COUNTED | total)
 
 
 @hot
@@ -94,10 +107,45 @@ def lead_of(address: int) -> int:
 
 
 @hot
+def match_packed(book: Book, slot: int, parameters: Book) -> bool:
+    """``match`` on a packed slot: each file is searched by itself, so nothing can match across two of them. All hits
+    go to the result block, file by file; what is a file's goes to its entry."""
+    address = ring.slot_address(book, slot)
+    data_slot = load32(address + abi.SLOT_DATA_SLOT)
+    base, result = packed.slot_base(book, data_slot), ring.result_address(book, data_slot)
+    total = 0
+    for i in range(packed.files_of(address)):
+        entry = base + i * abi.PACKED_ENTRY_BYTES
+        size = load32(entry + abi.PACKED_BYTES)
+        if size == 0:
+            continue
+        text = base + load32(entry + abi.PACKED_OFFSET)
+        hits = result + abi.RESULT_HITS + total * abi.HIT_BYTES
+        room = max(0, book[BOOK_HIT_CAPACITY] - total)
+        count = search(parameters, text, size, 0, hits, room)
+        if count < 0:
+            return False
+        if 0 < count <= min(FEW, room):
+            count_newlines_before(text, hits, count)
+        newlines = newlines_at(text, size)
+        store32(entry + abi.PACKED_HITS, count)
+        store32(entry + abi.PACKED_RESULT, total * abi.HIT_BYTES)
+        store32(entry + abi.PACKED_NEWLINES, newlines)
+        store32(entry + abi.PACKED_LAST_NEWLINE, last_newline_at(text, size) if newlines else abi.NO_NEWLINE)
+        total += count
+    overflow = total > book[BOOK_HIT_CAPACITY]
+    store32(result + abi.RESULT_COUNT, total)
+    store32(result + abi.RESULT_OVERFLOW, 1 if overflow else 0)
+    return not overflow
+
+
+@hot
 def match(book: Book, slot: int, parameters: Book) -> bool:
     """MATCH on a claimed slot: its result block. False where Python must go on: the block can't hold all hits (it
     says OVERFLOW then, and how many there are), or libhs failed (MATCH_ERROR)."""
     address = ring.slot_address(book, slot)
+    if packed.is_packed(address):
+        return match_packed(book, slot, parameters)
     data_slot = load32(address + abi.SLOT_DATA_SLOT)
     payload = load32(address + abi.SLOT_PAYLOAD_BYTES)
     text = book[BOOK_DATA] + data_slot * book[BOOK_SLOT_BYTES] + load32(address + abi.SLOT_PAYLOAD_OFFSET)
@@ -110,6 +158,8 @@ def match(book: Book, slot: int, parameters: Book) -> bool:
     overflow = count > book[BOOK_HIT_CAPACITY]
     # While the bytes are in this core's cache.
     newlines = newlines_at(text, payload)
+    if 0 < count <= FEW:
+        count_newlines_before(text, result + abi.RESULT_HITS, count)
     store32(result + abi.RESULT_COUNT, count)
     store32(result + abi.RESULT_OVERFLOW, 1 if overflow else 0)
     store32(result + abi.RESULT_NEWLINES, newlines)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from uring_actors.arena import abi
-from uring_actors.arena.atomics import load8, load64, store64
+from uring_actors.arena.atomics import load8, load32, load64, store32, store64
+from uring_actors.arena.book import BOOK_RESULT_BYTES, Book
 from uring_actors.hot import hot
+from uring_actors.megakernel import packed, ring
 from uring_actors.megakernel.crc32c import crc32c
 from uring_actors.megakernel.histogram import count_bytes
 
@@ -90,3 +92,22 @@ def reduce(opcode: int, address: int, length: int, offset: int, block: int, stat
         length -= part
         if length <= 0:  # asked here, for no bytes have a state as well
             return
+
+
+@hot
+def reduce_packed(book: Book, address: int, opcode: int) -> bool:
+    """The state of each file of a packed slot (its ring slot is at ``address``) into the result block, one behind the
+    other; False where they don't fit. Blocks have no place here."""
+    data_slot, files = load32(address + abi.SLOT_DATA_SLOT), packed.files_of(address)
+    base, result = packed.slot_base(book, data_slot), ring.result_address(book, data_slot)
+    state = 8 * state_words(opcode, 0, 0, 0)
+    if abi.RESULT_VALUES + files * state > book[BOOK_RESULT_BYTES] or load32(address + abi.SLOT_OPERATION) != 0:
+        return False
+    for i in range(files):
+        entry = base + i * abi.PACKED_ENTRY_BYTES
+        text, size = base + load32(entry + abi.PACKED_OFFSET), load32(entry + abi.PACKED_BYTES)
+        reduce(opcode, text, size, 0, 0, result + abi.RESULT_VALUES + i * state)
+        store32(entry + abi.PACKED_RESULT, i * state)
+    store32(result + abi.RESULT_COUNT, 0)
+    store32(result + abi.RESULT_OVERFLOW, 0)
+    return True

@@ -16,7 +16,7 @@ acquire by ``collect``; what the host read → release of the retired channel's 
 
 from __future__ import annotations
 
-from uring_actors.arena import abi, bell, channel
+from uring_actors.arena import abi, bell, channel, samples
 from uring_actors.arena.atomics import (
     clock_ns,
     compare_swap,
@@ -134,6 +134,8 @@ def permitted(book: Book, slot: int) -> bool:
 def finish(book: Book, slot: int, status: int) -> None:
     """Hand a claimed slot back as DONE or FAULT and wake the host. A DONE adds one to its opcode's metric."""
     address, control = slot_address(book, slot), book[BOOK_CONTROL]
+    if load32(address + abi.SLOT_FLAGS) & abi.FLAG_TIMED:
+        samples.done(book, load32(address + abi.SLOT_DATA_SLOT))
     if status == abi.DONE:
         fetch_add(control + _METRICS + ((load32(address + abi.SLOT_OPCODE) & _METRIC_MASK) << 2), 1)
     fetch_add(control + _DONE_COUNT, 1)
@@ -190,7 +192,8 @@ COLUMN_VALUE = 14
 COLUMN_NEWLINES = 15
 COLUMN_LAST_NEWLINE = 16  # offset in the payload, or −1
 COLUMN_REASON = 17  # of a FAULT: abi.REASON_*
-COLUMNS = 18
+COLUMN_RESULT = 18  # bytes by which the results lie further on in the result block than they usually do
+COLUMNS = 19
 
 
 @hot
@@ -219,12 +222,15 @@ def describe(book: Book, slot: int, row: Book) -> None:
     row[COLUMN_EXTENT_ID] = load32(address + abi.SLOT_EXTENT_ID)
     row[COLUMN_FLAGS] = load32(address + abi.SLOT_FLAGS)
     row[COLUMN_ERRNO] = load32(address + abi.SLOT_ERRNO)
+    if row[COLUMN_FLAGS] & abi.FLAG_TIMED:  # a kernel on a GPU can't say when
+        samples.done(book, row[COLUMN_DATA_SLOT])
     row[COLUMN_REASON] = load32(address + abi.SLOT_REASON) if row[COLUMN_STATUS] == abi.FAULT else 0
     row[COLUMN_HIT_COUNT] = 0
     row[COLUMN_OVERFLOW] = 0
     row[COLUMN_VALUE] = 0
     row[COLUMN_NEWLINES] = 0
     row[COLUMN_LAST_NEWLINE] = -1
+    row[COLUMN_RESULT] = 0
     # Only an operation that reads bytes leaves a result; the block of a NOP holds what an earlier slot left.
     if row[COLUMN_STATUS] == abi.DONE and row[COLUMN_OPCODE] != abi.OP_SCAN_NOP:
         result = result_address(book, row[COLUMN_DATA_SLOT])
@@ -276,7 +282,15 @@ def retire(book: Book, retired_channel: int, channel_mask: int, rows: Book, coun
     whole = True
     for i in range(count):
         whole &= channel.push(
-            retired_channel, channel_mask, rows[i, COLUMN_DATA_SLOT], rows[i, COLUMN_RING_SLOT], 0, 0, 0, 0, 0
+            retired_channel,
+            channel_mask,
+            rows[i, COLUMN_DATA_SLOT],
+            rows[i, COLUMN_RING_SLOT],
+            rows[i, COLUMN_PAYLOAD_BYTES],
+            0,
+            0,
+            rows[i, COLUMN_STATUS],
+            rows[i, COLUMN_FLAGS],
         )
     store_release(state + abi.STATE_RETIRED, load_acquire(state + abi.STATE_RETIRED) + count)
     bell.ring(state + abi.BELL_PUBLISHER, 1)

@@ -3,6 +3,11 @@
 The kernel runs an operation on each slot; *settling* then makes the extents of a file into its rows, on the kernel
 host, in one thread. A settler sees every slot of the scan once, in publish order, with its data slot still in
 place.
+
+An operation with ``packs = True`` is run on packed data slots too (``megakernel/packed.py``): its compiled part looks
+for ``abi.FLAG_PACKED``, works on each file by itself, and says in the file's entry where in the result block its
+results are. Settling gets a row for each file, as ever (COLUMN_RESULT has that place). For all other operations small
+files have slots of their own.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from uring_actors.arena import abi
+from uring_actors.arena.abi import packed_entries
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import OperationError
 from uring_actors.megakernel import ring
@@ -35,6 +36,7 @@ State = Any
 """What ``load`` makes of the words: whatever is handy to combine."""
 
 _DEVICE_ALIGNMENT: Final = 16  # bytes of the CUDA kernel's loads
+_PACKED: Final = (abi.OP_SCAN_NOP, abi.OP_SCAN_TOUCH, abi.OP_SCAN_CRC32C)
 _BATCH_ROWS: Final = 1 << 16
 _BATCH_WORDS: Final = 1 << 20
 
@@ -71,8 +73,15 @@ class Reduction:
     def notes(self) -> Sequence[str]:
         return ()
 
+    @property
+    def packs(self) -> bool:
+        """Whether small files share data slots: where a state is small and compiled code makes it."""
+        return self.opcode in _PACKED and not self.block
+
     def result_bytes(self, slot_bytes: int) -> int:
         parts = 1 if self.block == 0 else (slot_bytes - 1) // self.block + 2
+        if self.packs:
+            parts = packed_entries(slot_bytes)
         return abi.RESULT_VALUES + 8 * self.words * parts
 
     def make_worker(self, arena: Arena) -> Worker | None:
@@ -221,7 +230,7 @@ class ReductionSettler:
             if row[ring.COLUMN_FLAGS] & abi.FLAG_FAILED:
                 self._unread(file, row)
             if size:
-                self._add(file, row[ring.COLUMN_FILE_OFFSET], size, row[ring.COLUMN_DATA_SLOT])
+                self._add(file, row[ring.COLUMN_FILE_OFFSET], size, self._place(row))
         # A file that can't be opened has one slot, whatever its size: it is at its end with it.
         file.left = 0 if row[ring.COLUMN_DATA_SLOT] == abi.NO_DATA_SLOT else file.left - 1
         if file.left == 0:
@@ -236,9 +245,13 @@ class ReductionSettler:
         elif file.shrunk is None or (failure.offset or 0) < (file.shrunk.offset or 0):
             file.shrunk = failure
 
-    def _add(self, file: _File, offset: int, size: int, data_slot: int) -> None:
-        """Take the states of the extent at ``offset``."""
-        at = self._results + data_slot * self._result_bytes + abi.RESULT_VALUES
+    def _place(self, row: list[int]) -> int:
+        """Where a row's states are."""
+        block = self._results + row[ring.COLUMN_DATA_SLOT] * self._result_bytes
+        return block + abi.RESULT_VALUES + row[ring.COLUMN_RESULT]
+
+    def _add(self, file: _File, offset: int, size: int, at: int) -> None:
+        """Take the states (at ``at``) of the extent at ``offset``."""
         if not self._block:
             self._join(file, 0, file.entry.size, offset, offset + size, self._load(at))
             return

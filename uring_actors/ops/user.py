@@ -452,11 +452,12 @@ def _opcode_for(given: Definition) -> int:
     """The opcode asked for; else the one that the same operation had (a notebook's cell, run again), or the next."""
     same = [opcode for opcode, known in _registered.items() if _same(known, given)]
     if given.opcode is None:
-        return same[0] if same else max(_registered, default=abi.OP_USER_FIRST - 1) + 1
+        free = (code for code in range(abi.OP_USER_FIRST, abi.OP_USER_LAST + 1) if code not in _registered)
+        return same[0] if same else next(free)
     known = _registered.get(given.opcode)
     if known is not None and given.opcode not in same:
         raise OptionError(
-            f"operation {given.name!r}: opcode {given.opcode:#x} is {known.name!r}'s",
+            f"operation {given.name!r}: opcode {given.opcode:#x} is that of {known.name!r}",
             fix="Leave opcode out, or take another.",
         )
     return given.opcode

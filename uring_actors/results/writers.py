@@ -1,11 +1,11 @@
-"""Record batches as bytes on a stream: ``text``, ``jsonl`` and ``arrow``.
+"""Record batches as bytes on a stream: ``text``, ``jsonl``, ``csv``, ``arrow`` and ``parquet``.
 
 Rows are those of one schema: matches, or what another operation yields (columns of binary, strings and
 numbers, lists of as many numbers in every row).
 
-**text** is for people and for ``cut``: one row a line, ``path:line:column:match`` (with ``node:`` before it where
-rows say their node), or all columns for rows that are no matches. A line or column that is not known (after an
-I/O error within the file) is ``?``. A
+**text** is for people and for ``cut``: one row a line, ``path:line:column:match``, a rule's findings as
+``path:line:column:rule:secret``, or all columns for rows that are neither; with ``node:`` before it where rows
+say their node. A line or column that is not known (after an I/O error within the file) is ``?``. A
 newline within a path or a match is written as the two characters ``\\n``, so that one line is always one
 row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a
 backslash and an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is
@@ -16,7 +16,9 @@ must not be able to steer the reader's terminal.
 survive, and no line splitter can be misled. Paths and matches that are not UTF-8 appear as ``path_base64``
 and ``match_base64`` instead. Unknown lines and columns are ``null``.
 
-**arrow** is an Arrow IPC stream of the batches as they are.
+**csv** is RFC 4180 with a header and ``\n`` behind each row: see ``results/csv.py`` for its bytes.
+
+**arrow** is an Arrow IPC stream of the batches as they are. **parquet** is a Parquet file (``results/parquet.py``).
 
 Columns are turned into text as wholes and joined by Arrow; interpreted code sees each distinct value once and
 no row. The line writers flush after each batch, so that whoever reads the pipe sees matches as they come.
@@ -32,17 +34,19 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from uring_actors.config import FORMATS
 from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.results.columns import is_number, joined, mapped, number_lists, numbers
+from uring_actors.results.csv import csv_header, csv_lines
 from uring_actors.results.schema import MATCH_SCHEMA
 
-_MATCH_TEXT = ("path", "line", "column", "match")
-"""The columns that a match's line of text consists of."""
+_TEXTS = (("path", "line", "column", "rule", "secret"), ("path", "line", "column", "match"))
+"""The columns that a line of text consists of: of a finding, of a match."""
 
 
 class Writer(Protocol):
@@ -66,20 +70,30 @@ def open_writer(form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA
     check_format(form, terminal=terminal)
     if form == "arrow":
         return _ArrowWriter(stream, schema)
+    if form == "parquet":
+        from uring_actors.results.parquet import ParquetWriter  # pyarrow.parquet takes 50 ms to import
+
+        return ParquetWriter(stream, schema)
+    if form == "csv":
+        stream.write(csv_header(schema))
+        return _LineWriter(stream, partial(csv_lines, names=schema.names))
     if form == "jsonl":
         return _LineWriter(stream, partial(_json_lines, names=schema.names))
-    names = _MATCH_TEXT if set(_MATCH_TEXT) <= set(schema.names) else tuple(schema.names)
+    names = next((names for names in _TEXTS if set(names) <= set(schema.names)), tuple(schema.names))
     if "node" in schema.names and "node" not in names:
         names = ("node", *names)
     return _LineWriter(stream, partial(_text_lines, names=names, terminal=terminal))
 
 
-def check_format(form: str, *, terminal: bool) -> None:
-    """Raises OptionError where there is no such format, or where it is binary and a terminal reads it."""
+def check_format(form: str, *, terminal: bool, named: bool = True) -> None:
+    """Raises OptionError where there is no such format, where it is binary and a terminal reads it, or where it needs
+    a file and none was ``named``."""
     if form not in FORMATS:
         raise OptionError(f"there is no format {form!r}", fix=f"It must be one of {', '.join(FORMATS)}.")
     if form == "arrow" and terminal:
         raise OptionError("the arrow format is binary", fix="Give a file with -o, or redirect the output.")
+    if form == "parquet" and (terminal or not named):
+        raise OptionError("the parquet format is a file's, not a stream's", fix="Give a file with -o.")
 
 
 class _LineWriter:
@@ -192,33 +206,6 @@ def _concatenated(lines: pa.Array) -> memoryview:
     return memoryview(data)[ends[lines.offset] : ends[lines.offset + len(lines)]]
 
 
-def _joined(*parts: pa.Array | bytes) -> pa.Array:
-    """The parts joined row by row, as a large_binary array: a batch's text may be larger than 2 GiB."""
-    columns = [
-        pa.scalar(part, pa.large_binary()) if isinstance(part, bytes) else part.cast(pa.large_binary())
-        for part in parts
-    ]
-    return pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.large_binary()))
-
-
-def _numbers(column: pa.Array, unknown: str) -> pa.Array:
-    return pc.fill_null(column.cast(pa.large_string()), unknown)
-
-
-def _number_lists(column: pa.Array) -> pa.Array:
-    """The numbers of each list (none of them null), with commas between them."""
-    size, values = column.type.list_size, column.flatten().cast(pa.string())
-    ends = pa.array(range(0, (len(column) + 1) * size, size), pa.int32())
-    return pc.binary_join(pa.ListArray.from_arrays(ends, values), ",")
-
-
-def _mapped(column: pa.Array, change: Callable[[Any], bytes]) -> pa.Array:
-    """``change`` of each distinct value, in the values' places."""
-    encoded = column.dictionary_encode()
-    changed = [change(value) for value in encoded.dictionary.to_pylist()]
-    return pa.array(changed, pa.large_binary()).take(encoded.indices)
-
-
 # text
 
 
@@ -226,19 +213,20 @@ def _text_lines(batch: pa.RecordBatch, names: Sequence[str], terminal: bool) -> 
     parts: list[pa.Array | bytes] = []
     for name in names:
         parts += [b":" if parts else b"", _text(batch.column(name), terminal)]
-    return _joined(*parts, b"\n")
+    return joined(*parts, b"\n")
 
 
 def _text(column: pa.Array, terminal: bool) -> pa.Array:
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return _numbers(column, "?")
+    if is_number(column.type):
+        return numbers(column, "?")
     if pa.types.is_fixed_size_list(column.type):
-        return _number_lists(column)
+        return number_lists(column)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     column = column.cast(pa.large_binary())
+    column = pc.fill_null(column, b"?")
     if terminal:
-        return _mapped(column, printable)
+        return mapped(column, printable)
     return pc.replace_substring(column, pattern=b"\n", replacement=b"\\n")
 
 
@@ -269,31 +257,33 @@ def _json_lines(batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
     parts: list[pa.Array | bytes] = []
     for name in names:
         parts += [b", " if parts else b"{", *_json_member(name, batch.column(name))]
-    return _joined(*parts, b"}\n")
+    return joined(*parts, b"}\n")
 
 
 def _json_member(name: str, column: pa.Array) -> list[pa.Array | bytes]:
     """``"name": value``, in parts."""
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return [_mapped(column, _json_bytes(name))]
+        return [mapped(column, _json_bytes(name))]
     quoted = f'"{name}": '.encode()
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return [quoted, _numbers(column, "null")]
+    if is_number(column.type):
+        return [quoted, numbers(column, "null")]
     if pa.types.is_fixed_size_list(column.type):
-        return [quoted, b"[", _number_lists(column), b"]"]
-    return [quoted, _mapped(column, _json_string)]
+        return [quoted, b"[", number_lists(column), b"]"]
+    return [quoted, mapped(column, _json_string)]
 
 
-def _json_string(text: str) -> bytes:
+def _json_string(text: str | None) -> bytes:
     return json.dumps(text).encode("ascii")
 
 
-def _json_bytes(name: str) -> Callable[[bytes], bytes]:
+def _json_bytes(name: str) -> Callable[[bytes | None], bytes]:
     plain = f'"{name}": '
     coded = f'"{name}_base64": "'.encode()
     quote = json.encoder.encode_basestring_ascii  # what json.dumps calls for a str, an encoder's set-up less
 
-    def member(value: bytes) -> bytes:
+    def member(value: bytes | None) -> bytes:
+        if value is None:
+            return f"{plain}null".encode("ascii")
         try:
             return (plain + quote(value.decode())).encode("ascii")
         except UnicodeDecodeError:

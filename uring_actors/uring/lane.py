@@ -21,6 +21,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.errors import IoUringSyscall, OptionError
 from uring_actors.hot import lean
 from uring_actors.uring import kernel
+from uring_actors.uring.pack import pack
 from uring_actors.uring.queue import (
     arrival,
     arrived,
@@ -58,6 +59,7 @@ from uring_actors.uring.work import (
     J_FD,
     J_FIXED,
     J_NEXT_EXTENT,
+    J_TABLE,
     LENT,
     NO_ROOM,
     OUTBOX_BELL,
@@ -138,11 +140,21 @@ def begin_reads(state: Words, queue: Words, reads: Words, jobs: Words, counters:
             if taken == 0:
                 return begun
             job = state[CURRENT]
-            if jobs[job, J_END] - jobs[job, J_NEXT_EXTENT] > 1 and update_file(queue, job, jobs[job, J_FD]):
+            if (
+                jobs[job, J_TABLE] == 0
+                and jobs[job, J_END] - jobs[job, J_NEXT_EXTENT] > 1
+                and update_file(queue, job, jobs[job, J_FD])
+            ):
                 jobs[job, J_FIXED] = 1
         if state[FREE] < 0 or state[READING] >= state[DEPTH]:
             return begun
         job = state[CURRENT]
+        if jobs[job, J_TABLE] != 0:
+            code = pack(state, reads, jobs, counters)
+            if code < 0:
+                return code
+            begun += 1
+            continue
         if spare(state, jobs, counters):
             if job_is_done(jobs, job) and not _end_job(state, queue, jobs, counters, job):
                 return NO_ROOM
@@ -203,10 +215,13 @@ def run_uring(state: Words, queue: Words, reads: Words, jobs: Words, counters: W
         code = take_credits(state, reads)
         if code < 0:
             return code
+        begun = 0
         if stop != ABORT:
-            code = begin_reads(state, queue, reads, jobs, counters)
-            if code < 0:
-                return code
+            begun = begin_reads(state, queue, reads, jobs, counters)
+            if begun < 0:
+                return begun
+        if state[READING] == 0 and begun > 0:
+            continue  # only packed slots, and there may be more to do
         if state[READING] == 0:
             bell.ring(state[PUBLISHER_BELL], 1)  # failures may have been announced
             if ended(state, stop):

@@ -11,6 +11,7 @@ from typing import ClassVar
 from uring_actors.arena import bell
 from uring_actors.arena.atomics import SYS_PREAD64, clock_ns, load_acquire, syscall
 from uring_actors.hot import lean
+from uring_actors.uring.pack import pack
 from uring_actors.uring.verdict import MORE, RETRY
 from uring_actors.uring.work import (
     ABORT,
@@ -25,6 +26,7 @@ from uring_actors.uring.work import (
     FREE,
     J_DIRECT,
     J_FD,
+    J_TABLE,
     NO_ROOM,
     OUTBOX_BELL,
     PUBLISHER_BELL,
@@ -85,6 +87,11 @@ def run_pread(state: Words, reads: Words, jobs: Words, counters: Words, until_ns
                 return code
         if stop != ABORT and state[CURRENT] >= 0 and state[FREE] >= 0:
             job = state[CURRENT]
+            if jobs[job, J_TABLE] != 0:
+                code = pack(state, reads, jobs, counters)
+                if code < 0:
+                    return code
+                continue
             if spare(state, jobs, counters):
                 if job_is_done(jobs, job) and not end_job(state, jobs, counters, job):
                     return NO_ROOM

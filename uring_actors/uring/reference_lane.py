@@ -14,6 +14,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.hot import hot
 from uring_actors.uring import work
 from uring_actors.uring.lane import buffers_of, wait_ns
+from uring_actors.uring.pack import pack
 from uring_actors.uring.reference import LiburingState, has_readv_fixed
 from uring_actors.uring.tail import read_word
 from uring_actors.uring.verdict import MORE, RETRY
@@ -89,6 +90,12 @@ class LiburingLane(Lane):
             if state[work.FREE] < 0 or state[work.READING] >= state[work.DEPTH]:
                 return begun
             job = int(state[work.CURRENT])
+            if jobs[job, work.J_TABLE]:
+                code = pack(state, reads, jobs, counters)
+                if code < 0:
+                    return code
+                begun += 1
+                continue
             if work.spare(state, jobs, counters):
                 if work.job_is_done(jobs, job) and not work.end_job(state, jobs, counters, job):
                     return work.NO_ROOM
@@ -119,10 +126,11 @@ class LiburingLane(Lane):
         while time.monotonic_ns() < until_ns:
             stop = read_word(state[work.STOP])
             code = work.take_credits(state, self._reads)
-            if code >= 0 and stop != work.ABORT:
-                code = self._begin_reads()
-            if code < 0:
-                return code
+            begun = self._begin_reads() if code >= 0 and stop != work.ABORT else 0
+            if min(code, begun) < 0:
+                return min(code, begun)
+            if begun and not state[work.READING]:
+                continue  # only packed slots, and there may be more to do
             if not state[work.READING]:
                 ring_both(state[work.PUBLISHER_BELL], state[work.OUTBOX_BELL])
                 if work.ended(state, stop):

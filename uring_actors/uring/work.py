@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from uring_actors.arena import abi, bell, channel
+from uring_actors.arena import abi, bell, channel, samples
 from uring_actors.arena.atomics import (
     clock_ns,
     fence,
@@ -81,7 +81,8 @@ class Geometry:
 
 # ── jobs, and the queues that carry them ─────────────────────────────────────────────────────────────────────
 class Job(NamedTuple):
-    """Read ``extents`` extents of a file from ``first`` on; or, with ``errno``, report that it can't be opened.
+    """Read ``extents`` extents of a file from ``first`` on; or, with ``errno``, report that it can't be opened; or,
+    with ``table``, pack files ``first`` to ``first + extents`` of the batch whose columns it names (``pack.py``).
     ``token`` (non-negative) comes back when it is finished. ``size`` is the file's as listed."""
 
     token: int
@@ -92,9 +93,10 @@ class Job(NamedTuple):
     extents: int = 1
     direct: bool = False
     errno: int = 0
+    table: int = 0
 
 
-_JOB = struct.Struct("<qqIiIIII")
+_JOB = struct.Struct("<qqIiIIIIq")
 _INTAKE_SHIFT: Final = 6
 _OUTBOX_SHIFT: Final = 3
 _HEAD: Final = abi.CHANNEL_HEAD
@@ -136,6 +138,10 @@ FREE_JOB: Final = 23  # likewise in jobs
 READING: Final = 24  # reads begun and not finished
 LENT: Final = 25  # data slots announced and not credited
 FREE_COUNT: Final = 26
+UNTIMED: Final = 27  # extents begun since the last one that is timed
+# Set before the lane starts:
+PACKED_ENTRIES: Final = 28  # how many files go into a data slot
+SCRATCH: Final = 29  # address of memory for structures that system calls take
 ENGINE: Final = 32  # from here on an engine's own words
 STATE_WORDS: Final = 64
 
@@ -150,7 +156,10 @@ R_SKIP: Final = 6  # bytes before the payload
 R_WANT: Final = 7  # real bytes expected, skip and halo included
 R_DONE: Final = 8  # of them, here
 R_RETRIES: Final = 9
+R_TIMED: Final = 10  # its stages are timed
 READ_WORDS: Final = 16
+
+_SCRATCH_BYTES: Final = 512
 
 SLOT_FREE: Final = 0
 SLOT_READING: Final = 1
@@ -167,6 +176,7 @@ J_DIRECT: Final = 6
 J_READING: Final = 7
 J_FIXED: Final = 8  # the file is in the ring's table, at the job's own row number
 J_NEXT: Final = 9
+J_TABLE: Final = 10
 JOB_WORDS: Final = 16
 
 # ── what loops return ────────────────────────────────────────────────────────────────────────────────────────
@@ -217,6 +227,11 @@ class LaneStats:
     """… and pread."""
     fixed_file_reads: int = 0
     direct_reads: int = 0
+    packed_reads: int = 0
+    """Of small files, several to a data slot …"""
+    packed_files: int = 0
+    unopened_files: int = 0
+    """… and those of them that could not be opened."""
     in_flight: int = 0
     """Reads begun and not finished, now."""
     jobs: int = 0
@@ -235,7 +250,7 @@ class LaneStats:
             found.append(f"{self.failed_completions} extents or files failed")
         if self.registered_reads and self.plain_reads:
             found.append(f"{self.registered_reads} registered and {self.plain_reads} plain reads: two paths")
-        if self.submitted_reads != self.registered_reads + self.plain_reads:
+        if self.submitted_reads != self.registered_reads + self.plain_reads + self.packed_reads:
             found.append("the reads by path don't add up")
         return found
 
@@ -269,6 +284,9 @@ C_REGISTERED: Final = _COUNTER["registered_reads"]
 C_PLAIN: Final = _COUNTER["plain_reads"]
 C_FIXED_FILE: Final = _COUNTER["fixed_file_reads"]
 C_DIRECT: Final = _COUNTER["direct_reads"]
+C_PACKED: Final = _COUNTER["packed_reads"]
+C_PACKED_FILES: Final = _COUNTER["packed_files"]
+C_UNOPENED: Final = _COUNTER["unopened_files"]
 C_IN_FLIGHT: Final = _COUNTER["in_flight"]
 C_JOBS: Final = _COUNTER["jobs"]
 C_SPARED: Final = _COUNTER["extents_spared"]
@@ -353,6 +371,7 @@ def take_job(state: Words, jobs: Words, counters: Words) -> int:
         jobs[job, J_DIRECT] = load32(record + 32)
         jobs[job, J_READING] = 0
         jobs[job, J_FIXED] = 0
+        jobs[job, J_TABLE] = load64(record + 40)
         store_release(intake + _HEAD, head + 1)
         state[CURRENT] = job
         return 1
@@ -411,6 +430,11 @@ def begin(state: Words, reads: Words, jobs: Words, counters: Words) -> int:
     reads[slot, R_WANT] = end - (start - skip)
     reads[slot, R_DONE] = 0
     reads[slot, R_RETRIES] = 0
+    reads[slot, R_TIMED] = 0
+    state[UNTIMED] += 1
+    if state[UNTIMED] >= abi.SAMPLE_EVERY and samples.begin(state[LANE_BELL]):
+        reads[slot, R_TIMED] = 1
+        state[UNTIMED] = 0
     jobs[job, J_READING] += 1
     jobs[job, J_NEXT_EXTENT] = extent + 1
     if extent + 1 == jobs[job, J_END]:
@@ -463,6 +487,9 @@ def announce(state: Words, reads: Words, jobs: Words, counters: Words, slot: int
     if start + state[PAYLOAD] >= jobs[job, J_SIZE]:
         flags |= abi.FLAG_LAST
     nbytes = max(0, min(done, reads[slot, R_WANT]) - reads[slot, R_SKIP])
+    if reads[slot, R_TIMED] != 0:
+        samples.note(state[LANE_BELL], abi.SAMPLE_READ)
+        flags |= abi.FLAG_TIMED
     reads[slot, R_STATE] = SLOT_LENT
     state[READING] -= 1
     state[LENT] += 1
@@ -651,6 +678,7 @@ class Lane:
         intake_bytes = abi.CHANNEL_RECORDS + (jobs << _INTAKE_SHIFT)
         outbox_bytes = abi.CHANNEL_RECORDS + (jobs << _OUTBOX_SHIFT)
         self._memory = PrivateMemory(2 * abi.CACHE_LINE + intake_bytes + outbox_bytes)
+        self._scratch = PrivateMemory(_SCRATCH_BYTES)
         self._stop = self._memory.address
         self._own_bell = self._memory.address + abi.CACHE_LINE  # where nobody gave one
         self._intake = 2 * abi.CACHE_LINE  # in the view
@@ -691,10 +719,13 @@ class Lane:
             BATCH: max(1, min(32, (4 << 20) // self.geometry.payload, layout.slots_per_lane // 4)),
             DEPTH: self.depth,
             ENOUGH_TABLE: at(layout.state + abi.STATE_ENOUGH),
+            PACKED_ENTRIES: layout.packed_entries,
+            SCRATCH: self._scratch.address,
             CURRENT: -1,
             FREE: 0,
             FREE_JOB: 0,
             FREE_COUNT: layout.slots_per_lane,
+            UNTIMED: abi.SAMPLE_EVERY,  # the first extent is timed
         }
         for index, value in values.items():
             state[index] = value
@@ -720,7 +751,11 @@ class Lane:
         """Queue as many of ``jobs`` as there is room for; how many."""
         count = min(len(jobs), self.room)
         for i, job in enumerate(jobs[:count]):
-            if job.errno == 0 and not 0 < job.extents <= self.geometry.extents(job.size) - job.first:
+            if (
+                job.errno == 0
+                and not job.table
+                and not 0 < job.extents <= self.geometry.extents(job.size) - job.first
+            ):
                 raise OptionError(f"extents {job.first} + {job.extents} are not in a file of {job.size} bytes")
             position = (self._given + i) & (self.jobs - 1)
             _JOB.pack_into(
@@ -734,6 +769,7 @@ class Lane:
                 job.extents,
                 job.direct,
                 job.errno,
+                job.table,
             )
         if count:
             self._given += count

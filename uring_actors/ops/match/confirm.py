@@ -27,9 +27,9 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate, repeat
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,32 +39,25 @@ from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, copy_ranges, 
 from uring_actors.ops.match.newlines import mark_newlines as _mark
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern, PlanSet
-from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTERNS, Marked, in_order
+from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, Hit, Marked, in_order
 
 # A candidate as one number, so that one sort orders and one comparison removes duplicates: pattern, then end.
 _END_BITS = 40
 _END_MASK = (1 << _END_BITS) - 1
 
-_FEW = 32
-"""Candidates of an extent up to which plain Python is faster than arrays."""
-
-
-class Candidates(NamedTuple):
-    """Patterns, and where in the file their candidates end; ascending within a pattern, without duplicates."""
-
-    pattern: NDArray[np.int32]
-    end: Ints
-
-
-NO_CANDIDATES = Candidates(NO_PATTERNS, NO_INTS)
+Candidates = Mapping[int, Sequence[int]]
+"""By pattern: where in the file its candidates end; ascending, without duplicates."""
+Found = tuple[int, int, int]
+"""What a kernel reports and counted: pattern, end, newlines before the end; relative to the payload."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtentMatches:
     """What an extent leaves behind; owns its memory. Offsets are the file's.
 
-    ``marked`` counts newlines from ``start``. ``newline`` is the last newline in [start, stop), or NO_NEWLINE.
-    ``candidates`` are those of patterns that are settled against the file.
+    Matches are in ``marked`` or, where they are few, in ``hits``: both count newlines from ``start``. ``newline`` is
+    the last newline in [start, stop), or NO_NEWLINE. ``candidates`` are those of patterns that are settled against
+    the file. ``counted``: newlines between ``start`` and some offsets, by offset, where they are known anyway.
     """
 
     start: int
@@ -72,7 +65,9 @@ class ExtentMatches:
     newlines: int
     newline: int
     marked: Marked = NO_MARKED
-    candidates: Candidates = NO_CANDIDATES
+    candidates: Candidates = field(default_factory=dict)
+    hits: Sequence[Hit] = ()
+    counted: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,24 +226,16 @@ def _literal_chain(ends: list[int], width: int, payload: int) -> list[int]:
     return spans
 
 
-def _mark_few(view: memoryview, at: int, offset: int, found: list[tuple[int, int, int]]) -> Marked:
-    """As ``mark``, for (start, pattern, end) in order, newlines of the payload known."""
-    if not found:
-        return NO_MARKED
-    starts = np.array([start for start, _, _ in found], np.int64)
-    counts, lasts = np.empty((2, len(found)), np.int64)
-    _mark(as_bytes(view), at, at + found[-1][0], starts + at, counts, lasts)
-    parts = [view[at + start : at + end] for start, _, end in found]
-    shift = offset - at
-    return Marked(
-        np.array([index for _, index, _ in found], np.int32),
-        starts + offset,
-        np.array([end + offset for _, _, end in found], np.int64),
-        counts,
-        np.where(lasts >= 0, lasts + shift, NO_NEWLINE),
-        np.array([0, *accumulate(map(len, parts))], np.int64),
-        np.frombuffer(b"".join(parts), np.uint8),
-    )
+_NEAR = 1 << 10
+
+
+def newline_before(view: memoryview, low: int, stop: int) -> int:
+    """Where the last newline of ``view[low:stop]`` is, -1 where there is none. It is mostly near."""
+    near = max(low, stop - _NEAR)
+    found = bytes(view[near:stop]).rfind(b"\n")
+    if found >= 0:
+        return near + found
+    return last_newline(as_bytes(view), low, near)
 
 
 class Confirmer:
@@ -306,10 +293,6 @@ class Confirmer:
         known_newlines: int,
         known_newline: int,
     ) -> ExtentMatches:
-        if patterns is not None and ends is not None and known_newlines >= 0 and 0 < len(ends) <= _FEW:
-            few = self._confirm_few(view, at, payload, offset, patterns.tolist(), ends.tolist())
-            newline = known_newline + offset if known_newlines else NO_NEWLINE
-            return ExtentMatches(offset, offset + payload, known_newlines, newline, *few)
         literals: Spans = (NO_INTS, NO_INTS, NO_INTS)
         rest = NO_INTS
         if patterns is not None and ends is not None and len(patterns):
@@ -328,38 +311,64 @@ class Confirmer:
             newlines,
             newline,
             marked,
-            Candidates((candidates >> _END_BITS).astype(np.int32), (candidates & _END_MASK) + offset),
+            {index: [end + offset for end in ends] for index, ends in candidates.items()},
         )
 
-    def _confirm_few(
-        self, view: memoryview, at: int, payload: int, offset: int, patterns: list[int], ends: list[int]
-    ) -> tuple[Marked, Candidates]:
-        """The same for a handful of candidates, in plain Python: arrays of a few numbers cost more than they save,
-        and most extents have no more than these."""
+    def confirm_few(
+        self,
+        slot: memoryview,
+        *,
+        at: int,
+        payload: int,
+        after: int,
+        offset: int,
+        found: Sequence[Found],
+        newlines: int,
+        newline: int,
+    ) -> ExtentMatches:
+        """``confirm`` for a handful of candidates that a kernel has counted newlines for, in plain Python: arrays of
+        a few numbers cost more than they save, and most extents have no more than these. For plans without SLOT."""
+        assert self._none_in_slot
+        first = at - 1 if offset else at
+        view, at = slot[first : at + payload + after], at - first
         by_pattern: dict[int, list[int]] = {}
-        for index, end in sorted(set(zip(patterns, ends, strict=True))):
+        counted = {end: count for _, end, count in found}
+        for index, end, _ in sorted(set(found)):
             if end > 0:  # an end at or before the payload's start belongs to a start before it
                 by_pattern.setdefault(index, []).append(end)
-        found: list[tuple[int, int, int]] = []
-        rest: list[tuple[int, int]] = []
-        for index, places in by_pattern.items():
+        hits: list[Hit] = []
+        candidates: dict[int, list[int]] = {}
+        for index, ends in by_pattern.items():
             pattern = self._plans.patterns[index]
             if pattern.literal is not None:
-                spans = _literal_chain(places, len(pattern.literal), payload)
+                spans = _literal_chain(ends, len(pattern.literal), payload)
             elif index in self._plans.bounded:
-                spans = _bounded_chain(pattern, view, at, payload, places)
+                spans = _bounded_chain(pattern, view, at, payload, ends)
             else:
-                rest += [(index, end + offset) for end in places]
+                candidates[index] = [end + offset for end in ends]
                 continue
-            found += zip(spans[::2], repeat(index), spans[1::2])
-        for pattern in self._plans.in_slot:
-            spans = _slot_chain(pattern, view, at, payload)
-            found += zip(spans[::2], repeat(pattern.plan.index), spans[1::2])
-        found.sort()
-        candidates = Candidates(
-            np.array([i for i, _ in rest], np.int32), np.array([end for _, end in rest], np.int64)
+            for start, end in zip(spans[::2], spans[1::2], strict=True):
+                text = bytes(view[at + start : at + end])
+                before = self._newlines_before(view, at, end, counted) - text.count(b"\n")
+                last = newline_before(view, at, at + start) - at + offset if before else NO_NEWLINE
+                hits.append(Hit(start + offset, index, end + offset, before, last, text))
+        hits.sort()
+        return ExtentMatches(
+            offset,
+            offset + payload,
+            newlines,
+            newline + offset if newlines else NO_NEWLINE,
+            candidates=candidates,
+            hits=hits,
+            counted={end + offset: count for end, count in counted.items()} if candidates else {},
         )
-        return _mark_few(view, at, offset, found), candidates
+
+    @staticmethod
+    def _newlines_before(view: memoryview, at: int, end: int, counted: Mapping[int, int]) -> int:
+        """Newlines in the payload before ``end``. A match mostly ends where one of its candidates does."""
+        if end not in counted:
+            return count_newlines(as_bytes(view), at, at + end)
+        return counted[end]
 
     def _sort(self, patterns: NDArray[np.int32], ends: Ints, payload: int) -> tuple[Spans, Ints]:
         """The literals' chains, and the other candidates as sorted keys."""
@@ -372,27 +381,22 @@ class Confirmer:
 
     def _chains(
         self, view: memoryview, at: int, payload: int, rest: Ints
-    ) -> tuple[list[tuple[int, list[int]]], Ints]:
+    ) -> tuple[list[tuple[int, list[int]]], dict[int, list[int]]]:
         """Chains that RE2 confirms, by pattern; and the candidates that are left to the file's settler."""
         chains = [(p.plan.index, _slot_chain(p, view, at, payload)) for p in self._plans.in_slot]
-        if not len(rest):
-            return chains, rest
         # By pattern. Most extents have a few candidates: np.split and its like take longer than all the rest.
-        unbounded = []
+        unbounded: dict[int, list[int]] = {}
         stop = 0
         while stop < len(rest):
             start, index = stop, int(rest[stop] >> _END_BITS)
             stop = int(np.searchsorted(rest, (index + 1) << _END_BITS))
-            keys = rest[start:stop]
+            ends = (rest[start:stop] & _END_MASK).tolist()
             pattern = self._plans.bounded.get(index)
             if pattern is None:
-                unbounded.append(keys)
+                unbounded[index] = ends
             else:
-                ends = (keys & _END_MASK).tolist()
                 chains.append((index, _bounded_chain(pattern, view, at, payload, ends)))
-        return chains, NO_INTS if not unbounded else unbounded[0] if len(unbounded) == 1 else np.concatenate(
-            unbounded
-        )
+        return chains, unbounded
 
 
 def _join(literals: Spans, chains: list[tuple[int, list[int]]]) -> Spans:

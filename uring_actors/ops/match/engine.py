@@ -17,7 +17,8 @@ from uring_actors.arena import abi
 from uring_actors.arena.book import Book
 from uring_actors.errors import PipelineError
 from uring_actors.megakernel import match
-from uring_actors.ops.match import libhs
+from uring_actors.megakernel.words import SHORTEST, WordTable
+from uring_actors.ops.match import libhs, stored
 from uring_actors.ops.match.frontend import engineless
 from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.plan import PatternPlan
@@ -27,6 +28,8 @@ Hits = np.ndarray[Any, np.dtype[np.uint32]]
 
 _HIT_WORDS, _PATTERN, _END = abi.HIT_BYTES // 4, abi.HIT_PATTERN // 4, abi.HIT_END // 4
 _ROOM = 1 << 10
+MANY = 5000
+"""Literals from which a table of words is faster than libhs."""
 
 NO_LIBHS = "neither libhs.so.5 (Hyperscan) nor the package vectorgrep is installed on this machine"
 
@@ -39,6 +42,10 @@ class Engine:
         self._databases: list[libhs.Database] = []
         refused: dict[int, str] = {}
         wanted = [plan for plan in plans if plan.candidate is not None]
+        self._words: WordTable | None = None
+        if self._library is not None and len(words := [plan for plan in wanted if _is_long(plan)]) >= MANY:
+            self._words = WordTable([plan.literal or b"" for plan in words], [plan.index for plan in words])
+            wanted = [plan for plan in wanted if not _is_long(plan)]
         if self._library is None:
             refused = {plan.index: NO_LIBHS for plan in wanted}
         elif wanted:
@@ -50,11 +57,11 @@ class Engine:
     @property
     def size(self) -> int:
         """Bytes that the compiled databases take."""
-        return sum(database.size for database in self._databases)
+        return sum(database.size for database in self._databases) + (self._words.size if self._words else 0)
 
     def scratch(self) -> Finder:
         """What one thread at a time searches with."""
-        return Finder(self._library.scan if self._library else 0, self._databases)
+        return Finder(self._library.scan if self._library else 0, self._databases, self._words)
 
     def scan(self, text: memoryview, scratch: Finder) -> list[tuple[int, int]]:
         """(pattern index, end) of every candidate in ``text``, each once, by pattern and end."""
@@ -65,11 +72,13 @@ class Engine:
 class Finder:
     """One thread's search: scratches, and the words that the compiled loop reads (``parameters``)."""
 
-    def __init__(self, scan: int, databases: Sequence[libhs.Database]) -> None:
+    def __init__(self, scan: int, databases: Sequence[libhs.Database], words: WordTable | None = None) -> None:
         self._held = [(database, database.scratch()) for database in databases]
+        self._words = words
         self.parameters: Book = np.zeros(match.MATCH_WORDS + 2 * len(databases), np.int64)
         self.parameters[match.MATCH_SCAN] = scan
         self.parameters[match.MATCH_CALLBACK] = match.on_match.address
+        self.parameters[match.MATCH_TABLE] = words.address if words else 0
         self.parameters[match.MATCH_DATABASES] = len(databases)
         addresses = [address for pair in self._held for address in (pair[0].address, pair[1].address)]
         self.parameters[match.MATCH_WORDS :] = addresses
@@ -94,6 +103,10 @@ class Finder:
         code = int(self.parameters[match.MATCH_ERROR])
         if code:
             raise PipelineError(f"the pattern engine failed: {libhs.error_text(code)}")
+
+
+def _is_long(plan: PatternPlan) -> bool:
+    return plan.literal is not None and len(plan.literal) >= SHORTEST and not plan.once
 
 
 def _without_engine(plan: PatternPlan, why: str) -> PatternPlan:
@@ -125,4 +138,9 @@ def _refusal(library: libhs.LibHs, plan: PatternPlan, refused: dict[int, str]) -
 
 
 def _database(library: libhs.LibHs, plans: Sequence[PatternPlan]) -> libhs.Database:
-    return library.compile([plan.candidate or b"" for plan in plans], [plan.index for plan in plans])
+    return stored.database(
+        library,
+        [plan.candidate or b"" for plan in plans],
+        [plan.index for plan in plans],
+        [libhs.FLAG_DOTALL | (libhs.FLAG_SINGLEMATCH if plan.once else 0) for plan in plans],
+    )

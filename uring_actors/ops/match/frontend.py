@@ -20,8 +20,9 @@ from typing import Any
 
 import re2
 
-from uring_actors.errors import OptionError, PatternError
+from uring_actors.errors import OptionError, PatternError, PatternErrors
 from uring_actors.ops.match import lower as low
+from uring_actors.ops.match.fixed import fixed
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex, Source
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.syntax import NO_FLAGS, parse, re2_options
@@ -36,6 +37,9 @@ WORTHWHILE = 2.0
 MOST_ALIVE = 16384
 """Bytes of the longest expression of beginnings that is kept."""
 
+_FIXED = "fixed bytes"
+_ASCII = (1 << 128) - 1
+
 
 def compile_re2(plan: PatternPlan) -> Any:
     """google-re2's compiled pattern: the judge of what matches."""
@@ -46,20 +50,71 @@ def compile_patterns(patterns: Sequence[Pattern], *, max_halo: int = MAX_HALO) -
     """A plan for each pattern, in order. No halo needed (``candidate_max`` + 1) exceeds ``max_halo`` bytes.
 
     Raises OptionError where there is no pattern or no halo, PatternError for a pattern that is invalid, or
-    that can match nothing.
+    that can match nothing (PatternErrors: for several).
     """
     if not patterns:
         raise OptionError("no patterns", fix="Give at least one pattern.")
     if max_halo < 2:
         raise OptionError(f"max_halo is {max_halo}", fix="Make it at least 2 bytes.")
-    return tuple(_plan(index, pattern, max_halo) for index, pattern in enumerate(patterns))
+    plans: list[PatternPlan] = []
+    errors: list[PatternError] = []
+    for index, pattern in enumerate(patterns):
+        try:
+            plans.append(_plan(index, pattern, max_halo))
+        except PatternError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else PatternErrors(errors)
+    return tuple(plans)
 
 
 def _plan(index: int, pattern: Pattern, max_halo: int) -> PatternPlan:
     given = pattern.pattern if isinstance(pattern, Regex) else pattern.text
-    if isinstance(pattern, Literal) and not pattern.text:
-        raise PatternError("an empty literal is everywhere", pattern=given)
-    source = pattern.source()
+    try:
+        if isinstance(pattern, Regex):
+            return _analysed(index, pattern, pattern.source(), given, max_halo)
+        if not pattern.text:
+            raise PatternError("an empty literal is everywhere", pattern=given)
+        source = pattern.source()
+        return _fixed(index, pattern, source, given, max_halo) or _analysed(index, pattern, source, given, max_halo)
+    except PatternError as error:
+        if pattern.origin is None:
+            raise
+        raise PatternError(
+            error.reason, pattern=error.pattern, position=error.position, origin=pattern.origin, fix=error.fix
+        ) from None
+
+
+def _fixed(index: int, pattern: Literal, source: Source, given: str | bytes, max_halo: int) -> PatternPlan | None:
+    """A literal's plan, without parsing it; None where that doesn't do."""
+    text = given if isinstance(given, str) else given.decode("latin-1")
+    found = fixed(text, latin1=source.latin1, ignore_case=pattern.ignore_case)
+    if found is None or found.most > max_halo - 1:
+        return None
+    least, most = found.least, found.most
+    return PatternPlan(
+        index=index,
+        name=pattern.label,
+        kind=Kind.BOUNDED if found.folded else Kind.LITERAL,
+        source=text,
+        re2=source.re2,
+        latin1=source.latin1,
+        min_width=least,
+        max_width=most,
+        literal=None if found.folded else pattern.content,
+        candidate=found.candidate,
+        candidate_min=least,
+        candidate_max=most,
+        alive=None,
+        reason=_width_in_words(least, most) if found.folded else _FIXED,
+    )
+
+
+def _width_in_words(least: int, most: int) -> str:
+    return f"{least} to {most} bytes wide" if least != most else f"{least} bytes wide"
+
+
+def _analysed(index: int, pattern: Pattern, source: Source, given: str | bytes, max_halo: int) -> PatternPlan:
     try:
         tree = _parsed(source)
     except PatternError as error:
@@ -88,6 +143,7 @@ def _plan(index: int, pattern: Pattern, max_halo: int) -> PatternPlan:
         candidate_max=choice.width[1],
         alive=None if choice.kind.confirmed_in_slot else analysis.alive(),
         reason=choice.reason,
+        alphabet=None if choice.kind.confirmed_in_slot else analysis.alphabet(),
     )
 
 
@@ -108,11 +164,12 @@ def _parsed(source: Source) -> Node:
     try:
         re2.compile(source.re2, re2_options(source.latin1))
     except re2.error as error:
-        raise PatternError(f"RE2 refuses it: {_words(error)}", pattern=source.text) from None
+        raise PatternError(f"RE2 refuses it: {words(error)}", pattern=source.text) from None
     return tree
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """What ``re2.error`` says."""
     what = error.args[0] if error.args else ""
     return what.decode("utf-8", "replace") if isinstance(what, bytes) else str(what)
 
@@ -146,10 +203,9 @@ class _Analysis:
             reason = f"nested more than {low.MOST_DEPTH} deep: RE2 searches alone"
             return _Choice(Kind.SLOT, reason, width=(least, most))
         if self.literal is not None:
-            return _Choice(Kind.LITERAL, "fixed bytes", low.spell(self.exact), (least, most))
+            return _Choice(Kind.LITERAL, _FIXED, low.spell(self.exact), (least, most))
         wide = low.ends_only(low.harmless_assertions(self.wide))
-        reason = f"{least} to {most} bytes wide" if least != most else f"{least} bytes wide"
-        return _Choice(Kind.BOUNDED, reason, low.spell(wide), (least, most))
+        return _Choice(Kind.BOUNDED, _width_in_words(least, most), low.spell(wide), (least, most))
 
     def _part(self) -> _Choice:
         why = "no maximum width" if self.most is None else f"{self.most} bytes wide: too wide for the halo"
@@ -176,6 +232,11 @@ class _Analysis:
         assert most is not None, "prefixes and necessary parts are bounded"
         wide = low.ends_only(low.harmless_assertions(part))
         return _Choice(kind, reason, low.spell(wide), (least, most))
+
+    def alphabet(self) -> int | None:
+        """None where every ASCII character may be in a match: then nothing common is foreign to it."""
+        mask = low.alphabet(self.exact)
+        return None if mask & _ASCII == _ASCII else mask
 
     def alive(self) -> bytes | None:
         if self.too_deep:

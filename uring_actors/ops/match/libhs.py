@@ -21,6 +21,7 @@ _SONAME = "libhs.so.5"
 _PACKAGE = "vectorgrep"
 _MODE_BLOCK = 1
 FLAG_DOTALL = 2
+FLAG_SINGLEMATCH = 8
 _ERRORS = {
     -1: "a parameter is invalid",
     -2: "out of memory",
@@ -96,11 +97,16 @@ class LibHs:
         self._check(self._library.hs_populate_platform(ctypes.byref(info)))
         return bytes(info)
 
-    def compile(self, expressions: Sequence[bytes], ids: Sequence[int], flags: int = FLAG_DOTALL) -> Database:
-        """One database (block mode) for all expressions. Raises HsError, whose message says what is wrong."""
+    def compile(
+        self, expressions: Sequence[bytes], ids: Sequence[int], flags: Sequence[int] | None = None
+    ) -> Database:
+        """One database (block mode) for all expressions; ``flags`` is FLAG_DOTALL for all by default.
+
+        Raises HsError, whose message says what is wrong.
+        """
         count = len(expressions)
         sources = (ctypes.c_char_p * count)(*expressions)
-        all_flags = (ctypes.c_uint * count)(*[flags] * count)
+        all_flags = (ctypes.c_uint * count)(*(flags or [FLAG_DOTALL] * count))
         numbers = (ctypes.c_uint * count)(*ids)
         handle, failure = ctypes.c_void_p(), ctypes.POINTER(_CompileError)()
         code = self._library.hs_compile_multi(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from uring_actors.ops.match.tree import (
     EMPTY,
@@ -72,6 +73,7 @@ def lower(tree: Node, *, latin1: bool, widen: bool = False) -> Node:
     return fold(tree, visit)
 
 
+@lru_cache(maxsize=4096)
 def _bytes_of(ranges: Ranges, latin1: bool, widen: bool) -> Node:
     if latin1:
         return ByteSet(mask_of(ranges))
@@ -147,8 +149,7 @@ def _widened_repeat(inner: Node, least: int, most: int | None) -> Node:
         return repeat(inner, least, most)
     low, high = widths(inner)
     assert high is not None, "a character is at most four bytes"
-    mask = fold(inner, lambda node, below: node.mask if isinstance(node, ByteSet) else _any_bit(below))
-    return repeat(ByteSet(mask), least * low, None if most is None else most * high)
+    return repeat(ByteSet(alphabet(inner)), least * low, None if most is None else most * high)
 
 
 def _any_bit(masks: list[int]) -> int:
@@ -188,6 +189,11 @@ def _times(width: int | None, count: int | None) -> int | None:
 def can_hold_newline(tree: Node) -> bool:
     """Whether a word may contain byte 0A. False is certain, True is not."""
     return fold(tree, lambda node, below: bool(node.mask & _NEWLINE) if isinstance(node, ByteSet) else any(below))
+
+
+def alphabet(tree: Node) -> int:
+    """The mask of all bytes that words may hold."""
+    return fold(tree, lambda node, below: node.mask if isinstance(node, ByteSet) else _any_bit(below))
 
 
 def selectivity(tree: Node) -> float:
@@ -261,6 +267,7 @@ def _spell_byte(byte: int) -> bytes:
     return character if character.isalnum() and byte < 0x80 else b"\\x%02x" % byte
 
 
+@lru_cache(maxsize=4096)
 def _spell_set(mask: int) -> bytes:
     ranges = ranges_of(mask)
     if not ranges:

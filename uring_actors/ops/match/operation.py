@@ -10,7 +10,7 @@ and leaves them all in memory of this process, so nothing is lost.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,25 +22,32 @@ from uring_actors.arena import abi
 from uring_actors.arena.book import Book
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
+from uring_actors.megakernel.match import FEW, count_newlines_before
 from uring_actors.ops.base import Operation, Settler, extents, fault_failure, read_failure
 from uring_actors.ops.base import Rows as SlotRows
 from uring_actors.ops.match.automaton import Automata
-from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
+from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Found, Unread
 from uring_actors.ops.match.engine import Engine, Hits
 from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
-from uring_actors.ops.match.reports import SCHEMAS, Report, make_report
+from uring_actors.ops.match.reports import SCHEMAS, Report, make_report, nothing_decided
 from uring_actors.ops.match.settle import FileSettler, Settled
 from uring_actors.ops.match.window import LocalFile
-from uring_actors.plan import FileEntry
+from uring_actors.plan import FileBatch, FileEntry
 from uring_actors.results.errors import Failure
 from uring_actors.uring.work import say_enough
 
 _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
 _COUNT = struct.Struct("=I")
+_HIT = struct.Struct("=IIII")
+_ENTRY = struct.Struct("=IIIII")
+"""A packed file's entry up to its number of hits."""
+_NO_HITS: Hits = np.empty((0, _HIT_WORDS), np.uint32)
+_SHAPE = (ring.COLUMN_PAYLOAD_OFFSET, ring.COLUMN_PAYLOAD_BYTES, ring.COLUMN_HALO_BYTES)
+_WHOLE = abi.FLAG_FIRST | abi.FLAG_LAST
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Match:
     device_functions = ()
     parameter = 0
     notes = ()
+    packs = True
 
     @classmethod
     def of(
@@ -102,11 +110,23 @@ class Match:
 
     def make_settler(self, arena: Arena, payload: int) -> Settler:
         names = [plan.name for plan in self.plans]
-        report = make_report(self.report, names, self.max_count)
+        return self.settler(arena, payload, make_report(self.report, names, self.max_count))
+
+    def settler(self, arena: Arena, payload: int, report: Report) -> Settler:
+        """A settler whose rows go to ``report``."""
+        names = [plan.name for plan in self.plans]
         return MatchSettler(arena, self.plan_set, names, payload, self._overflowed(arena), report)
 
     def _overflowed(self, arena: Arena) -> Callable[[list[int]], Hits]:
-        return lambda row: self._spill.pop(row[ring.COLUMN_DATA_SLOT])
+        return self._spilled
+
+    def _spilled(self, row: list[int]) -> Hits:
+        """The slot's hits, or those of the row's file where it is packed; the last one's takes them all away."""
+        data_slot, first = row[ring.COLUMN_DATA_SLOT], row[ring.COLUMN_RESULT] // abi.HIT_BYTES
+        hits, stop = self._spill[data_slot], first + row[ring.COLUMN_HIT_COUNT]
+        if stop == len(hits):
+            del self._spill[data_slot]
+        return hits[first:stop]
 
     @cached_property
     def _spill(self) -> dict[int, Hits]:
@@ -136,8 +156,19 @@ class MatchWorker:
         first_extent = slot[abi.SLOT_FILE_OFFSET // 4] == 0 and slot[abi.SLOT_FILE_OFFSET // 4 + 1] == 0
         lead = 0 if first_extent else 1
         stop = start + slot[abi.SLOT_PAYLOAD_BYTES // 4] + slot[abi.SLOT_HALO_BYTES // 4]
+        if slot[abi.SLOT_FLAGS // 4] & abi.FLAG_PACKED:
+            self._spill[data_slot] = np.concatenate(list(self._files(data_slot, slot[abi.SLOT_FILE_ID // 4])))
+            return
         (count,) = _COUNT.unpack_from(self._view, self._results + data_slot * self._result_bytes + abi.RESULT_COUNT)
         self._spill[data_slot] = self._finder.find(self._view[start - lead : stop], lead=lead, room=count)
+
+    def _files(self, data_slot: int, count: int) -> Iterator[Hits]:
+        """The hits of each file of a packed slot, as many as its entry says."""
+        base = self._data + data_slot * self._slot_bytes
+        for entry in range(base, base + count * abi.PACKED_ENTRY_BYTES, abi.PACKED_ENTRY_BYTES):
+            _, _, offset, size, hits = _ENTRY.unpack_from(self._view, entry)
+            text = self._view[base + offset : base + offset + size]
+            yield self._finder.find(text, room=hits) if hits else _NO_HITS
 
 
 class _OpenFile:
@@ -173,12 +204,15 @@ class MatchSettler:
         layout = arena.layout
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
-        self._view = arena.view
+        self._view, self._address = arena.view, arena.address
         self._plans = plans
+        # Without a candidate such plans find nothing.
+        self._candidates_only = not plans.in_slot and not plans.without_candidates
         self._names = names
         self._payload = payload
         self._overflowed = overflowed
         self._confirmer = Confirmer(plans)
+        self._listed: dict[int, FileBatch] = {}  # of which no extent has come yet: the batch they are in
         self._open: dict[int, _OpenFile] = {}
         self._report = report
         self._enough = arena.at(layout.state + abi.STATE_ENOUGH)
@@ -190,26 +224,57 @@ class MatchSettler:
         return self._report.matches
 
     def expect(self, files: Sequence[FileEntry]) -> None:
-        for entry in files:
-            if entry.size == 0:
-                self.files += 1
-                self.settled.append(entry.id)
-                self._report.end(entry.id, entry.path, opened=True)
-                continue
-            settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
-            self._open[entry.id] = _OpenFile(entry, settler, extents(entry.size, self._payload))
+        batch = FileBatch.of(files)
+        empty = np.flatnonzero(batch.sizes == 0)
+        for row in empty.tolist():
+            self._report.end(int(batch.ids[row]), batch.path(row), opened=True, empty=True)
+        self.settled.extend(batch.ids[empty].tolist())
+        read = batch.ids[batch.sizes > 0].tolist()
+        self.files += len(batch) - len(read)
+        self._listed.update(dict.fromkeys(read, batch))
 
     def settle(self, rows: SlotRows) -> None:
+        if self._candidates_only:
+            rows = self._pass_whole_files(rows)
         for row in rows.tolist():
             self._settle_slot(row)
+
+    def _pass_whole_files(self, rows: SlotRows) -> SlotRows:
+        """Settle the files of one extent without any candidate; the other rows."""
+        flags = rows[:, ring.COLUMN_FLAGS] & (_WHOLE | abi.FLAG_FAILED)
+        unfit = (flags ^ _WHOLE) | (rows[:, ring.COLUMN_STATUS] ^ abi.DONE) | rows[:, ring.COLUMN_HIT_COUNT]
+        if unfit.all():
+            return rows
+        empty = rows[unfit == 0]
+        ids = empty[:, ring.COLUMN_FILE_ID].tolist()
+        for number in ids:
+            batch = self._listed.pop(number)
+            if self._report.every_file:
+                self._report.end(number, batch.entry(number).path, opened=True)
+        self.files += len(empty)
+        self.settled.extend(ids)
+        self.bytes += int(empty[:, ring.COLUMN_PAYLOAD_BYTES].sum())
+        return rows[unfit != 0]
+
+    def _file(self, number: int) -> _OpenFile | None:
+        """The file of an extent that came; None for one of which no more is wanted."""
+        file = self._open.get(number)
+        if file is None:
+            batch = self._listed.pop(number, None)
+            if batch is None:
+                assert number in self._stopped, "an extent of a file that is done"
+                return None
+            entry = batch.entry(number)
+            settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
+            file = self._open[number] = _OpenFile(entry, settler, extents(entry.size, self._payload))
+        return file
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         return self._report.take(everything=everything)
 
     def _settle_slot(self, row: list[int]) -> None:
-        file = self._open.get(row[ring.COLUMN_FILE_ID])
+        file = self._file(row[ring.COLUMN_FILE_ID])
         if file is None:
-            assert row[ring.COLUMN_FILE_ID] in self._stopped, "an extent of a file that is done"
             return
         opened, more = row[ring.COLUMN_DATA_SLOT] != abi.NO_DATA_SLOT, True
         extent = row[ring.COLUMN_EXTENT_ID]
@@ -220,7 +285,8 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                more = self._emit(file, file.settler.add(extent, result, *self._text(row)))
+                text = self._text(row)
+                more = self._emit(file, file.settler.add(extent, result, *text), *text)
             file.left -= 1
         if not more and file.left > 0:
             self._stopped.add(file.entry.id)
@@ -231,6 +297,7 @@ class MatchSettler:
             file.settler.close()
             del self._open[file.entry.id]
             self._report.end(file.entry.id, file.entry.path, opened=opened)
+            self.failures.extend(self._report.take_failures())
             self.files += 1
             self.settled.append(file.entry.id)
 
@@ -247,7 +314,7 @@ class MatchSettler:
             self._shrunk(file, extent, row)
             if extent > file.cut or row[ring.COLUMN_PAYLOAD_BYTES] == 0:
                 return None
-        return self._confirm(start, row)
+        return self._confirm(file.entry, start, row)
 
     def _stop(self, file: _OpenFile, start: int) -> int:
         return min(start + self._payload, file.entry.size)
@@ -260,26 +327,61 @@ class MatchSettler:
         if extent < file.cut:
             file.cut, file.cut_failure = extent, read_failure(file.entry, row)
 
-    def _confirm(self, start: int, row: list[int]) -> ExtentMatches:
-        data_slot = row[ring.COLUMN_DATA_SLOT]
-        base = self._data + data_slot * self._slot_bytes
-        patterns = ends = None
+    def _confirm(self, entry: FileEntry, start: int, row: list[int]) -> ExtentMatches:
+        base = self._data + row[ring.COLUMN_DATA_SLOT] * self._slot_bytes
+        slot = self._view[base : base + self._slot_bytes]
+        at, payload, after = (row[k] for k in _SHAPE)
+        newlines, newline = row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE]
         count = row[ring.COLUMN_HIT_COUNT]
+        if 0 < count <= FEW and not row[ring.COLUMN_OVERFLOW] and not self._plans.in_slot:
+            found = self._counted_hits(row, base + at)
+            if once := self._plans.once_set:
+                self._report.seen(entry.id, {hit[0] for hit in found} & once)
+                found = [hit for hit in found if hit[0] not in once]
+            return self._confirmer.confirm_few(
+                slot,
+                at=at,
+                payload=payload,
+                after=after,
+                offset=start,
+                found=found,
+                newlines=newlines,
+                newline=newline,
+            )
+        patterns = ends = None
         if count:
-            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(data_slot, count)
+            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row)
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
+            if len(self._plans.once):
+                seen = np.isin(patterns, self._plans.once)
+                self._report.seen(entry.id, set(patterns[seen].tolist()))
+                patterns, ends = patterns[~seen], ends[~seen]
         return self._confirmer.confirm(
-            self._view[base : base + self._slot_bytes],
-            at=row[ring.COLUMN_PAYLOAD_OFFSET],
-            payload=row[ring.COLUMN_PAYLOAD_BYTES],
-            after=row[ring.COLUMN_HALO_BYTES],
+            slot,
+            at=at,
+            payload=payload,
+            after=after,
             offset=start,
             patterns=patterns,
             ends=ends,
-            newlines=row[ring.COLUMN_NEWLINES],
-            newline=row[ring.COLUMN_LAST_NEWLINE],
+            newlines=newlines,
+            newline=newline,
         )
+
+    def _block(self, row: list[int]) -> int:
+        """Where the slot's or file's hits begin."""
+        block = self._results + row[ring.COLUMN_DATA_SLOT] * self._result_bytes + abi.RESULT_HITS
+        return block + row[ring.COLUMN_RESULT]
+
+    def _counted_hits(self, row: list[int], text: int) -> list[Found]:
+        """A few hits; newlines before them are counted here where the kernel has not (the payload is at ``text``)."""
+        block, count = self._block(row), row[ring.COLUMN_HIT_COUNT]
+        hits = list(_HIT.iter_unpack(self._view[block : block + count * abi.HIT_BYTES]))
+        if not hits[-1][3] & abi.HIT_COUNTED:
+            count_newlines_before(self._address + text, self._address + block, count)
+            return self._counted_hits(row, text)
+        return [(pattern, end, flags & ~abi.HIT_COUNTED) for pattern, _, end, flags in hits]
 
     def _text(self, row: list[int]) -> tuple[memoryview, int]:
         """The slot's bytes of the file, as far as they could be read, and the first one's offset."""
@@ -289,12 +391,13 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _hits(self, data_slot: int, count: int) -> Hits:
-        block = self._results + data_slot * self._result_bytes + abi.RESULT_HITS
-        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block).reshape(count, -1)
+    def _hits(self, row: list[int]) -> Hits:
+        count = row[ring.COLUMN_HIT_COUNT]
+        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
 
-    def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
-        """Whether more of this file is wanted."""
+    def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> bool:
+        """Whether more of this file is wanted. ``text``: the slot's bytes, from ``base`` on."""
+        entry, window = file.entry, file.settler.window
         for k, part in enumerate(settled):
             for fault in part.faults:
                 which = "" if fault.pattern is None else f" (pattern {self._names[fault.pattern]!r})"
@@ -302,7 +405,8 @@ class MatchSettler:
                     Failure(file.entry.path, fault.reason + which, errno=fault.errno or None, offset=fault.offset)
                 )
             # Of several extents settled at once only the last says what is decided: rows of the others may wait.
-            decided = file.settler.decided if k == len(settled) - 1 else 0
-            if not self._report.add(file.entry.id, file.entry.path, part.rows, decided):
-                return False
+            decided = file.settler.decided if k == len(settled) - 1 else nothing_decided
+            with window.lent(text, base):
+                if not self._report.add(entry.id, entry.path, part.rows, decided, window):
+                    return False
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from uring_actors.errors import PatternError
 from uring_actors.ops.match.syntax import Flags
@@ -40,6 +40,8 @@ class Regex:
     multi_line: bool = False
     dot_all: bool = False
     bytes: bool = False
+    origin: str | None = field(default=None, compare=False)
+    """Where it came from, for messages: ``"words.txt line 3"``."""
 
     @property
     def text(self) -> str:
@@ -62,6 +64,8 @@ class Literal:
     text: str | bytes
     name: str | None = None
     ignore_case: bool = False
+    origin: str | None = field(default=None, compare=False)
+    """As of ``Regex``."""
 
     @property
     def content(self) -> bytes:
@@ -78,11 +82,14 @@ class Literal:
         self.content  # noqa: B018 (raises for what can't be encoded)
         latin1 = not isinstance(self.text, str)
         text = self.text if isinstance(self.text, str) else self.text.decode("latin-1")
-        quoted = "".join(c if c.isalnum() or c >= "\x80" else f"\\x{ord(c):02x}" for c in text)
+        quoted = text.translate(_QUOTED)
         return Source(text=quoted, flags=Flags(ignore_case=self.ignore_case), latin1=latin1)
 
 
 Pattern = Regex | Literal
+
+_QUOTED = {code: f"\\x{code:02x}" for code in range(0x80) if not chr(code).isalnum()}
+"""``str.translate``'s table that makes RE2 take any ASCII character as itself."""
 
 
 def _encode(text: str, encoding: str) -> bytes:

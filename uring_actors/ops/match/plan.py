@@ -69,3 +69,8 @@ class PatternPlan:
     alive: bytes | None
     reason: str
     """One sentence for ``--explain``: why this kind."""
+    alphabet: int | None = None
+    """Bit ``b``: whether byte ``b`` may be in a match. None: any may, or it is confirmed in the slot."""
+    once: bool = False
+    """Whether all that matters is that a file has it: an engine then reports one end a block, which is believed
+    unconfirmed, and goes to the sink as seen. Only for LITERAL and BOUNDED plans whose candidate is exact."""

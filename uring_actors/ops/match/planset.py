@@ -11,13 +11,20 @@ from typing import Any
 
 import numpy as np
 import re2
+from numpy.typing import NDArray
 
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
 
+_ROOMY = 32 << 20
+"""Bytes for the automata of an unbounded pattern, when they come to that. Counted repetitions make many states, and
+RE2 is ten times as slow where it has to forget them."""
 
-def _options(*, latin1: bool) -> Any:
+
+def _options(*, latin1: bool, roomy: bool = False) -> Any:
     options = re2.Options()
+    if roomy:
+        options.max_mem = _ROOMY
     options.never_capture = True
     options.log_errors = False
     if latin1:
@@ -31,7 +38,7 @@ def compile_source(plan: PatternPlan) -> Any:
         options = _options(latin1=True)
         options.literal = True
         return re2.compile(plan.literal, options)
-    return re2.compile(plan.re2, _options(latin1=plan.latin1))
+    return re2.compile(plan.re2, _options(latin1=plan.latin1, roomy=not plan.kind.confirmed_in_slot))
 
 
 Find = Callable[[memoryview, int, int], tuple[int, int]]
@@ -65,6 +72,10 @@ def _find(regex: Any, anchor: str) -> Find:
     return find
 
 
+def _not_searched(text: memoryview, position: int, stop: int) -> tuple[int, int]:
+    raise AssertionError("a literal's candidates are its matches: nobody searches for it")
+
+
 def _widest(plan: PatternPlan) -> int:
     """Bytes that an engine or RE2 looks for in a slot, at most."""
     return (plan.max_width or 0) if plan.kind.confirmed_in_slot else plan.candidate_max
@@ -75,22 +86,30 @@ class Pattern:
 
     ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``alive`` (the whole
     stretch) and ``alive_suffix`` (the longest stretch that is alive and ends with the *text*) are None where the
-    plan has no ``alive``. ``width`` is the maximum width, 0 where there is none.
+    plan has no ``alive``. ``foreign`` says of each byte whether no match can hold it; None where the plan doesn't.
+    ``width`` is the maximum width, 0 where there is none.
     """
 
-    __slots__ = ("alive", "alive_suffix", "literal", "match", "plan", "search", "width")
+    __slots__ = ("alive", "alive_suffix", "foreign", "literal", "match", "plan", "search", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
-        regex = compile_source(plan)
         self.plan = plan
-        self.search = _find(regex, "UNANCHORED")
-        self.match = _find(regex, "ANCHOR_START")
+        self.search: Find
+        self.match: Find
+        if plan.kind is Kind.LITERAL:
+            self.search = self.match = _not_searched  # no RE2: there may be tens of thousands
+        else:
+            regex = compile_source(plan)
+            self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
+        self.foreign: NDArray[np.bool_] | None = None
+        if plan.alphabet is not None:
+            self.foreign = np.array([not plan.alphabet >> byte & 1 for byte in range(256)])
         self.alive: Find | None = None
         self.alive_suffix: Find | None = None
         if plan.alive is not None:
-            options = _options(latin1=True)
+            options = _options(latin1=True, roomy=True)
             options.dot_nl = True
             self.alive = _find(re2.compile(plan.alive, options), "ANCHOR_BOTH")
             suffix = re2.compile(rb"(?:" + plan.alive + rb")\z", options)
@@ -102,7 +121,8 @@ class PlanSet:
 
     ``halo`` is how many bytes must follow an extent's payload (fewer only at the file's end): one more than the
     widest thing an engine or RE2 looks for in a slot. An unbounded pattern's candidates count as well: one that
-    lies across two extents is reported by the first alone.
+    lies across two extents is reported by the first alone. ``once`` has the indexes of the plans whose candidates
+    are believed, and are no rows.
     """
 
     def __init__(self, plans: Sequence[PatternPlan]) -> None:
@@ -112,6 +132,14 @@ class PlanSet:
         self.bounded: dict[int, Pattern] = {p.plan.index: p for p in (*kinds[Kind.BOUNDED], *kinds[Kind.PART])}
         self.in_slot: list[Pattern] = kinds[Kind.SLOT]
         self.unbounded: list[Pattern] = [p for p in self.patterns.values() if not p.plan.kind.confirmed_in_slot]
+        self.without_candidates: list[Pattern] = [p for p in self.unbounded if p.plan.candidate is None]
+        self.line_candidates, self.file_candidates = (
+            frozenset(p.plan.index for p in kinds[kind] if p.plan.candidate is not None)
+            for kind in (Kind.LINE, Kind.FILE)
+        )
+        engines = (Kind.LITERAL, Kind.BOUNDED)
+        self.once = np.array([plan.index for plan in plans if plan.once and plan.kind in engines], np.int32)
+        self.once_set = frozenset(self.once.tolist())
         self.literal_width: Ints = np.zeros(self.size, np.int64)
         for p in kinds[Kind.LITERAL]:
             assert p.plan.literal

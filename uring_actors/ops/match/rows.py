@@ -1,13 +1,16 @@
 """The shapes that matches have on their way: ``Marked`` (places relative to an extent), ``Rows`` (absolute).
 
-Arrays of one length, a match each; never one object per match. Match bytes lie joined in ``data``, match k in
-``data[offsets[k]:offsets[k + 1]]``. Everything here owns its memory: nothing points into a data slot.
+Arrays of one length, a match each. Match bytes lie joined in ``data``, match k in ``data[offsets[k]:offsets[k+1]]``.
+A handful of matches, which is what most extents have, goes as plain tuples (``Hit``, ``Row``) up to ``Rows.of``.
+Everything here owns its memory: nothing points into a data slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,28 @@ from uring_actors.ops.match.newlines import Bytes, Ints, copy_ranges
 
 NO_NEWLINE = -1
 """No newline stands before, in the bytes that were looked at."""
+
+
+class Hit(NamedTuple):
+    """One match as ``Marked`` has it."""
+
+    start: int
+    pattern: int
+    end: int
+    newlines: int
+    newline: int
+    text: bytes
+
+
+class Row(NamedTuple):
+    """One match as ``Rows`` has it."""
+
+    pattern: int
+    start: int
+    end: int
+    line: int
+    column: int
+    text: bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +77,19 @@ class Marked:
         )
 
     @staticmethod
+    def of(hits: Sequence[Hit]) -> Marked:
+        """The same as arrays; at least one."""
+        start, pattern, end, newlines, newline, text = zip(*hits, strict=True)
+        return Marked(
+            np.array(pattern, np.int32),
+            np.array(start, np.int64),
+            np.array(end, np.int64),
+            np.array(newlines, np.int64),
+            np.array(newline, np.int64),
+            *_joined(text),
+        )
+
+    @staticmethod
     def merge(parts: Sequence[Marked]) -> Marked:
         """All of the parts' rows, in order again."""
         whole = Marked(
@@ -81,6 +119,19 @@ class Rows:
         return len(self.start)
 
     @staticmethod
+    def of(rows: Sequence[Row]) -> Rows:
+        """The same as arrays; at least one."""
+        pattern, start, end, line, column, text = zip(*rows, strict=True)
+        return Rows(
+            np.array(pattern, np.int32),
+            np.array(start, np.int64),
+            np.array(end, np.int64),
+            np.array(line, np.int64),
+            np.array(column, np.int64),
+            *_joined(text),
+        )
+
+    @staticmethod
     def join(parts: Sequence[Rows]) -> Rows:
         """The parts, one after the other."""
         if len(parts) == 1:
@@ -93,6 +144,11 @@ class Rows:
             np.concatenate([p.column for p in parts]),
             *_join(parts),
         )
+
+
+def _joined(texts: Sequence[bytes]) -> tuple[Ints, Bytes]:
+    offsets = np.array([0, *accumulate(map(len, texts))], np.int64)
+    return offsets, np.frombuffer(b"".join(texts), np.uint8)
 
 
 def _join(parts: Sequence[Marked] | Sequence[Rows]) -> tuple[Ints, Bytes]:

@@ -19,21 +19,22 @@ Nothing that is not known to be right is emitted: what can't be decided becomes 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from uring_actors.hot import hot
-from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark
+from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark, newline_before
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, mark_newlines
 from uring_actors.ops.match.planset import Pattern, PlanSet
-from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Rows
+from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Hit, Marked, Row, Rows
 from uring_actors.ops.match.unbounded import Found, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
 
 _NOTHING = memoryview(b"")
+_LOOK_BACK = 4096
 _UNKNOWN = -2
 """For a number of lines, and for the last newline's place: an extent that was not read lies in between."""
 
@@ -63,7 +64,10 @@ class Settled:
 
 
 class FileSettler:
-    """One file's settler. Not for two threads at once; ``close`` it when it will not be finished."""
+    """One file's settler. Not for two threads at once; ``close`` it when it will not be finished.
+
+    ``window`` reads the file, for whoever needs what lies around a row; it opens the file again after ``close``.
+    """
 
     def __init__(
         self,
@@ -82,15 +86,14 @@ class FileSettler:
         self._lines = 0
         self._newline = NO_NEWLINE
         self._resume: dict[int, int] = {}  # by pattern, where a match crosses the frontier: its end
-        self._window = Window(open_reader, size, window_limit)
-        self._unbounded = _Unbounded(plans, self._window) if plans.unbounded and size else None
+        self.window = Window(open_reader, size, window_limit)
+        self._unbounded = _Unbounded(plans, self.window) if plans.unbounded and size else None
 
     @property
     def finished(self) -> bool:
         """Whether all of the file has been settled (or given up)."""
         return self._frontier == self.size
 
-    @property
     def decided(self) -> int:
         """No row that is still to come starts before this offset."""
         if self._unbounded is None:
@@ -109,7 +112,7 @@ class FileSettler:
         assert extent not in self._waiting, f"extent {extent} came twice"
         self._waiting[extent] = result
         done = []
-        with self._window.lent(text, base):
+        with self.window.lent(text, base):
             while (ready := self._waiting.pop(self._next, None)) is not None:
                 assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
                 done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
@@ -120,21 +123,24 @@ class FileSettler:
 
     def close(self) -> None:
         """Give the file back. Idempotent."""
-        self._window.close()
+        self.window.close()
 
     def _lose(self, extent: Unread) -> Settled:
         self._lines = self._newline = _UNKNOWN
         self._cross(extent.stop)
         faults = [Fault(extent.start, extent.errno, extent.reason, extent.start)]
-        rows = NO_ROWS if self._unbounded is None else self._unbounded.pass_over(extent, faults)
-        return Settled(self._next, rows, tuple(faults))
+        few = [] if self._unbounded is None else self._unbounded.pass_over(extent, faults)
+        return Settled(self._next, Rows.of(few) if few else NO_ROWS, tuple(faults))
 
     def _settle(self, extent: ExtentMatches) -> Settled:
         faults: list[Fault] = []
-        marked = extent.marked
+        marked, hits = extent.marked, extent.hits
+        if self._resume and hits:
+            marked, hits = Marked.of(hits), ()
         if self._resume and len(marked):
-            marked = self._meet(extent, faults)
+            marked = self._meet(extent, marked, faults)
         rows = _absolute(marked, self._lines, self._newline) if len(marked) else NO_ROWS
+        few = [_absolute_hit(hit, self._lines, self._newline) for hit in hits]
         if extent.newlines:
             self._newline = extent.newline
         if self._lines != _UNKNOWN:
@@ -143,10 +149,13 @@ class FileSettler:
         if len(marked):
             for k in np.flatnonzero(marked.end > extent.stop).tolist():
                 self._resume[int(marked.pattern[k])] = int(marked.end[k])
+        for hit in hits:
+            if hit.end > extent.stop:
+                self._resume[hit.pattern] = hit.end
         if self._unbounded is not None:
-            more = self._unbounded.advance(extent, self._newline, faults)
-            if len(more):
-                rows = Rows.join([rows, more]) if len(rows) else more
+            few += self._unbounded.advance(extent, self._newline, faults)
+        if few:
+            rows = Rows.join([rows, Rows.of(few)]) if len(rows) else Rows.of(few)
         return Settled(self._next, rows, tuple(faults))
 
     def _cross(self, border: int) -> None:
@@ -159,9 +168,8 @@ class FileSettler:
 
     # -- where a match runs in from the extent before -----------------------------------------------------------
 
-    def _meet(self, extent: ExtentMatches, faults: list[Fault]) -> Marked:
+    def _meet(self, extent: ExtentMatches, marked: Marked, faults: list[Fault]) -> Marked:
         """The extent's rows as they are when the chains begin at ``resume``, not at the extent's start."""
-        marked = extent.marked
         keep = np.ones(len(marked), np.bool_)
         parts = []
         for index, resume in self._resume.items():
@@ -188,7 +196,7 @@ class FileSettler:
         """How many of one pattern's rows go, and those that take their place."""
         pattern = self._plans.patterns[index]
         # ``resume`` lies behind the extent's start, so its context is in the extent.
-        view, base = self._window.view(extent.start, min(self.size, extent.stop + pattern.width), before=0)
+        view, base = self.window.view(extent.start, min(self.size, extent.stop + pattern.width), before=0)
         if pattern.literal is not None:
             dropped = len(starts)
             first = literal_chain(as_bytes(view), pattern.literal, resume - base, extent.stop - base)
@@ -254,6 +262,13 @@ def _absolute(marked: Marked, lines: int, newline: int) -> Rows:
     return Rows(marked.pattern, marked.start, marked.end, line, column, marked.offsets, marked.data)
 
 
+def _absolute_hit(hit: Hit, lines: int, newline: int) -> Row:
+    """As ``_absolute``, for one."""
+    last = newline if hit.newline == NO_NEWLINE else hit.newline
+    line = 0 if lines == _UNKNOWN else hit.newlines + lines + 1
+    return Row(hit.pattern, hit.start, hit.end, line, 0 if last == _UNKNOWN else hit.start - last, hit.text)
+
+
 def _fault(error: ReadFailed, since: int, pattern: int | None) -> Fault:
     return Fault(error.offset, error.errno or 0, error.message, since, pattern)
 
@@ -280,13 +295,20 @@ class _Borders:
 
 
 class _Unbounded:
-    """The searches of a file's unbounded patterns, and how their matches become rows."""
+    """The searches of a file's unbounded patterns, and how their matches become rows.
+
+    A search that waits for candidates is made when its first one comes: most files have none.
+    """
 
     def __init__(self, plans: PlanSet, window: Window) -> None:
         self.borders = _Borders()
+        self._plans = plans
         self._window = window
-        self._searches: dict[int, Search] = {p.plan.index: search_for(p, window) for p in plans.unbounded}
+        self._searches: dict[int, Search] = {p.plan.index: search_for(p, window) for p in plans.without_candidates}
         self._stuck: dict[int, int] = {}  # searches that wait for an extent behind this offset
+        self._given_up: set[int] = set()
+        self._counted: Mapping[int, int] = {}
+        self._counted_from = 0
 
     def decided(self, frontier: int, newline: int) -> int:
         """No match that is still to be found starts before this offset; as ``Search.decided``."""
@@ -294,39 +316,64 @@ class _Unbounded:
             search.at if index in self._stuck else search.decided(frontier, newline)
             for index, search in self._searches.items()
         ]
+        # Of searches that no candidate has called into being yet.
+        if self._plans.line_candidates.difference(self._searches, self._given_up):
+            bounds.append(max(0, newline + 1))
+        if self._plans.file_candidates.difference(self._searches, self._given_up):
+            bounds.append(0)
         return min(bounds, default=frontier)
 
-    def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> Rows:
+    def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> list[Row]:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
-        which, ends = extent.candidates
-        present = set(which.tolist())
-        for index, search in self._searches.items():
-            if index in self._stuck:
-                if extent.start <= self._stuck[index]:
-                    continue
-                del self._stuck[index]
-                search.restart(extent.start)
-            if index in present:
-                search.learn(ends[which == index])
+        for index in [index for index, offset in self._stuck.items() if extent.start > offset]:
+            del self._stuck[index]
+            self._searches[index].restart(extent.start)
+        for index, ends in extent.candidates.items():
+            search = self._search(index)
+            if search is not None and index not in self._stuck:
+                search.learn(ends)
+        self._counted, self._counted_from = extent.counted, extent.start
         return self._advance_all(extent, newline, faults)
 
-    def pass_over(self, extent: Unread, faults: list[Fault]) -> Rows:
+    def pass_over(self, extent: Unread, faults: list[Fault]) -> list[Row]:
         """As ``advance`` for an extent that no engine saw: the searches try what the file itself gives."""
-        for search in self._searches.values():
-            search.suspect(extent.start, extent.stop)
+        for pattern in self._plans.unbounded:
+            search = self._search(pattern.plan.index)
+            if search is not None:
+                search.suspect(extent.start, extent.stop)
+        self._counted = {}
         return self._advance_all(extent, _UNKNOWN, faults)
 
-    def _advance_all(self, extent: ExtentMatches | Unread, newline: int, faults: list[Fault]) -> Rows:
+    def _search(self, index: int) -> Search | None:
+        search = self._searches.get(index)
+        if search is None and index not in self._given_up:
+            search = self._searches[index] = search_for(self._plans.patterns[index], self._window)
+        return search
+
+    def _advance_all(self, extent: ExtentMatches | Unread, newline: int, faults: list[Fault]) -> list[Row]:
         matches: list[tuple[int, int, Found]] = []
         for index in [i for i in self._searches if i not in self._stuck]:
             if search := self._searches.get(index):  # else the file is gone, and with it all searches
                 found: list[Found] = []
                 self._run(index, search, extent, newline, found, faults)
-                matches += [(f.start, index, f) for f in found]
+                if found:
+                    matches += [(f.start, index, f) for f in found]
         if not matches:
-            return NO_ROWS
+            return []
         matches.sort(key=lambda match: match[:2])
-        return self._rows(matches)
+        places = self._places([match[0] for match in matches])
+        return [
+            Row(index, start, found.end, *place, found.text)
+            for (start, index, found), place in zip(matches, places, strict=True)
+        ]
+
+    def _gone(self) -> int:
+        """Give all searches up; the least offset that one of them had not decided yet."""
+        waiting = len(self._searches) + len(self._given_up) < len(self._plans.unbounded)
+        least = 0 if waiting else min(search.at for search in self._searches.values())
+        self._given_up = {pattern.plan.index for pattern in self._plans.unbounded}
+        self._searches.clear()
+        return least
 
     def _run(
         self,
@@ -343,12 +390,12 @@ class _Unbounded:
                 search.advance(extent.stop, newline, found)
                 return
             except FileGone as error:
-                faults.append(_fault(error, min(s.at for s in self._searches.values()), None))
-                self._searches.clear()
+                faults.append(_fault(error, self._gone(), None))
                 return
             except TooLong as error:
                 faults.append(_fault(error, search.at, index))
                 del self._searches[index]
+                self._given_up.add(index)
                 return
             except ReadFailed as error:
                 if not told:
@@ -360,45 +407,48 @@ class _Unbounded:
                 # Where the byte before the extent is lost, its first byte lacks its context.
                 search.restart(max(extent.start, error.offset + 2))
 
-    def _rows(self, matches: list[tuple[int, int, Found]]) -> Rows:
-        start = np.array([m[0] for m in matches], np.int64)
-        text = [m[2].text for m in matches]
-        offsets = np.zeros(len(matches) + 1, np.int64)
-        np.cumsum([len(t) for t in text], out=offsets[1:])
-        line, column = self._places(start)
-        return Rows(
-            np.array([m[1] for m in matches], np.int32),
-            start,
-            np.array([m[2].end for m in matches], np.int64),
-            line,
-            column,
-            offsets,
-            np.frombuffer(b"".join(text), np.uint8),
-        )
-
-    def _places(self, start: Ints) -> tuple[Ints, Ints]:
-        """Lines and columns (0: unknown) of ascending ``start``: counted from the border before each."""
-        line, column = np.zeros((2, len(start)), np.int64)
-        done = 0
-        while done < len(start):
-            border, following, lines, newline = self.borders.before(int(start[done]))
-            stop = len(start) if following is None else int(np.searchsorted(start, following))
-            part = slice(done, stop)
+    def _places(self, starts: list[int]) -> list[tuple[int, int]]:
+        """Lines and columns (0: unknown) of ascending ``starts``: counted from the border before each, or from a
+        candidate nearby."""
+        places: list[tuple[int, int]] = []
+        while len(places) < len(starts):
+            start = starts[len(places)]
+            border, following, lines, newline = self.borders.before(start)
+            stop = len(starts) if following is None else bisect_left(starts, following)
+            part = starts[len(places) : stop]
             try:
-                counts, lasts = self._count(border, start[part])
-            except ReadFailed:
-                pass  # the rows stand, without line and column
-            else:
-                lasts = np.where(lasts == NO_NEWLINE, newline, lasts)
-                if lines != _UNKNOWN:
-                    line[part] = counts + lines + 1
-                column[part] = np.where(lasts == _UNKNOWN, 0, start[part] - lasts)
-            done = stop
-        return line, column
+                counts, lasts = self._count_back(border, part) or self._count(border, np.array(part))
+            except ReadFailed:  # the rows stand, without line and column
+                places += [(0, 0)] * len(part)
+                continue
+            for start, count, last in zip(part, counts, lasts, strict=True):
+                last = newline if last == NO_NEWLINE else last
+                line = 0 if lines == _UNKNOWN else lines + count + 1
+                places.append((line, 0 if last == _UNKNOWN else start - last))
+        return places
 
-    def _count(self, border: int, start: Ints) -> tuple[Ints, Ints]:
+    def _count_back(self, border: int, starts: list[int]) -> tuple[list[int], list[int]] | None:
+        """``_count`` of a few, each from the candidate that ends next to it; None where one has none."""
+        if border != self._counted_from or not self._counted or len(starts) > len(self._counted):
+            return None
+        ends = sorted(self._counted)
+        counts, lasts = [], []
+        for start in starts:
+            k = bisect_left(ends, start)
+            if k == len(ends) or ends[k] - start > _LOOK_BACK:
+                return None
+            view, base = self._window.view(start, ends[k], before=min(_LOOK_BACK, start - border))
+            count = self._counted[ends[k]] - bytes(view[start - base : ends[k] - base]).count(b"\n")
+            last = newline_before(view, max(0, border - base), start - base) + base if count else NO_NEWLINE
+            if count and last < base:
+                return None
+            counts.append(count)
+            lasts.append(last)
+        return counts, lasts
+
+    def _count(self, border: int, start: Ints) -> tuple[list[int], list[int]]:
         """Newlines between ``border`` and each of ``start``, and the last one's offset (or NO_NEWLINE)."""
         counts, lasts = np.empty((2, len(start)), np.int64)
         view, base = self._window.view(border, int(start[-1]), before=0)
         mark_newlines(as_bytes(view), border - base, int(start[-1]) - base, start - base, counts, lasts)
-        return counts, np.where(lasts >= 0, lasts + base, NO_NEWLINE)
+        return counts.tolist(), np.where(lasts >= 0, lasts + base, NO_NEWLINE).tolist()

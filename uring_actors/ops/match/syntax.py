@@ -1,8 +1,8 @@
 """RE2's syntax (the default options, that is Perl mode), parsed into a tree over code points.
 
 The parser takes a pattern if and only if RE2 does, apart from what RE2 refuses for the size of its compiled
-program; where it refuses, it says where. It exists because RE2 tells neither positions nor anything about
-a pattern's structure.
+program, and from ``\\b{start}`` and its like: a border elsewhere, text to RE2, and never meant so. Where it refuses,
+it says where. It exists because RE2 tells neither positions nor anything about a pattern's structure.
 
 What Unicode says (members of ``\\p{…}``, case folds beyond ASCII) is asked of RE2 itself, by running it over
 the text of all code points, so that the two cannot disagree. That text takes some 100 ms to make: patterns
@@ -67,6 +67,7 @@ _POSIX: dict[str, Ranges] = {
 _C_ESCAPES = {"a": 0x07, "f": 0x0C, "n": 0x0A, "r": 0x0D, "t": 0x09, "v": 0x0B}
 _HEX = frozenset("0123456789abcdefABCDEF")
 _OCTAL = frozenset("01234567")
+_BRACED_BORDER = re.compile(r"\\b\{(?:start|end)(?:-half)?\}")
 _REPETITION = re.compile(r"\{(0|[1-9][0-9]{0,8})(?:(,)(0|[1-9][0-9]{0,8})?)?\}")
 
 
@@ -337,6 +338,8 @@ class _Parser:
             self.push_chars(self.unicode_class())
         elif following.lower() in _PERL:
             self.push_chars(self.perl_class())
+        elif braced := _BRACED_BORDER.match(self.text, self.at):
+            raise self.error(f"RE2 has no border {braced[0]} (for a brace as text write \\{{)", self.at)
         elif following in _ASSERTION_ESCAPES:
             self.at += 2
             self.push(_ASSERTION_ESCAPES[following])

@@ -16,14 +16,13 @@ emitted stays right.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from uring_actors.ops.match.newlines import Ints, as_bytes, first_newline, last_newline
+from uring_actors.ops.match.newlines import as_bytes, borders, first_newline, last_newline
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern
-from uring_actors.ops.match.rows import NO_INTS
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
 
@@ -41,8 +40,8 @@ class Search(Protocol):
     at: int
     """Matches that start before this have been emitted, or are given up."""
 
-    def learn(self, ends: Ints) -> None:
-        """More candidate ends (file offsets), at any order within what the frontier promises."""
+    def learn(self, ends: Sequence[int]) -> None:
+        """More candidate ends (file offsets): ascending, without duplicates."""
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """Emit what is decided up to ``frontier`` (``newline``: the last one before it, -1 if there is none).
@@ -71,10 +70,8 @@ def search_for(pattern: Pattern, window: Window) -> Search:
     return FileSearch(pattern, window)
 
 
-def _union(known: Ints, ends: Ints) -> Ints:
-    if not len(known):  # an extent's candidates are in order: to look is quicker than to sort
-        return ends if bool((ends[1:] > ends[:-1]).all()) else np.unique(ends)
-    return np.union1d(known, ends) if len(ends) else known
+def _union(known: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    return sorted({*known, *ends}) if known else ends
 
 
 def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: list[Found]) -> None:
@@ -99,7 +96,7 @@ class EveryLineSearch:
         self._pattern = pattern
         self._window = window
 
-    def learn(self, ends: Ints) -> None:
+    def learn(self, ends: Sequence[int]) -> None:
         """There are none."""
 
     def suspect(self, start: int, stop: int) -> None:
@@ -131,24 +128,24 @@ class LineSearch:
         self.at = 0
         self._pattern = pattern
         self._window = window
-        self._ends = NO_INTS
+        self._ends: Sequence[int] = ()
 
-    def learn(self, ends: Ints) -> None:
+    def learn(self, ends: Sequence[int]) -> None:
         """See Search."""
         self._ends = _union(self._ends, ends)
 
     def suspect(self, start: int, stop: int) -> None:
         """See Search. A match that starts before ``start`` is in the line of that byte."""
-        self.learn(np.array([start + 1]))
+        self.learn((start + 1,))
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now."""
-        for end in self._ends.tolist():
+        for end in self._ends:
             if end > self.at:  # else in a line that is done
                 start, stop = self._line_start(end - 1), self._line_stop(end - 1)
                 _emit_lines(self._pattern, self._window, start, stop, out)
                 self.at = stop + 1
-        self._ends = NO_INTS
+        self._ends = ()
 
     def decided(self, frontier: int, newline: int) -> int:
         """See Search. The last line may still show a candidate."""
@@ -203,17 +200,17 @@ class FileSearch:
         self.at = at
         self._pattern = pattern
         self._window = window
-        self._ends = NO_INTS
+        self._ends: Sequence[int] = ()
         self._chunk = _CHUNK
         self._reach = 0  # the next window must go this far to be worth a try
 
-    def learn(self, ends: Ints) -> None:
+    def learn(self, ends: Sequence[int]) -> None:
         """See Search."""
         self._ends = _union(self._ends, ends)
 
     def suspect(self, start: int, stop: int) -> None:
         """See Search."""
-        self.learn(np.array([stop - 1 + self._pattern.plan.candidate_max]))
+        self.learn((stop - 1 + self._pattern.plan.candidate_max,))
 
     def restart(self, at: int) -> None:
         """See Search."""
@@ -249,8 +246,8 @@ class FileSearch:
         if self._pattern.plan.candidate is None:
             return True
         least = self.at + self._pattern.plan.candidate_min
-        if len(self._ends) and self._ends[0] < least:
-            self._ends = self._ends[np.searchsorted(self._ends, least) :]
+        if self._ends and self._ends[0] < least:
+            self._ends = self._ends[bisect_left(self._ends, least) :]
         return len(self._ends) > 0
 
     def _step(self, stop: int, out: list[Found]) -> None:
@@ -280,7 +277,12 @@ class FileSearch:
         return stop if start < 0 else start + base
 
 
+_MANY_STARTS = 4
+"""Starts of one candidate from which on windows are quicker than to try each."""
+
 _FIRST_WINDOW = 128
+_FOREIGN_WINDOW = 512
+"""Where a byte that no match holds ends the search before the window does, mostly."""
 _ALLOWANCE = 1 << 20
 
 
@@ -295,11 +297,11 @@ class PrefixSearch:
         self.at = 0
         self._pattern = pattern
         self._window = window
-        self._ends = NO_INTS
+        self._ends: Sequence[int] = ()
         self._spent = 0
         self._linear: FileSearch | None = None
 
-    def learn(self, ends: Ints) -> None:
+    def learn(self, ends: Sequence[int]) -> None:
         """See Search."""
         if self._linear is not None:
             self._linear.learn(ends)
@@ -330,24 +332,85 @@ class PrefixSearch:
         return max(self.at, frontier) if self._linear is None else self._linear.at
 
     def _try_starts(self, frontier: int, out: list[Found]) -> None:
-        if not len(self._ends):
+        if not self._ends:
             return
         plan = self._pattern.plan
-        for end in self._ends.tolist():
-            start = max(self.at, end - plan.candidate_max)
-            while start <= end - plan.candidate_min and start < frontier:
-                found = self._attempt(start)
-                if found is not None:
-                    out.append(found)
-                    start = self.at = found.end
-                else:
-                    start = self.at = start + 1
-                if self._spent > 4 * self._window.size + _ALLOWANCE:
-                    self._linear = FileSearch(self._pattern, self._window, self.at)
-                    self._linear.learn(self._ends)
-                    return
+        many = plan.candidate_max - plan.candidate_min >= _MANY_STARTS
+        look = self._windows if many and plan.alive is not None else self._one_by_one
+        for end in self._ends:
+            start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
+            if start >= stop:
+                continue
+            self.at = start
+            look(end, stop, out)
+            if self._spent > 4 * self._window.size + _ALLOWANCE:
+                self._linear = FileSearch(self._pattern, self._window, self.at)
+                self._linear.learn(self._ends)
+                return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
-        self._ends = NO_INTS
+        self._ends = ()
+
+    def _one_by_one(self, end: int, stop: int, out: list[Found]) -> None:
+        """Try every start from ``at`` up to ``stop``."""
+        while self.at < stop:
+            found = self._attempt(self.at)
+            if found is not None:
+                out.append(found)
+                self.at = found.end
+            else:
+                self.at += 1
+            if self._spent > 4 * self._window.size + _ALLOWANCE:
+                return
+
+    def _windows(self, end: int, stop: int, out: list[Found]) -> None:
+        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``."""
+        size = self._window.size
+        first = length = _FIRST_WINDOW if self._pattern.foreign is None else _FOREIGN_WINDOW
+        while self.at < stop:
+            high = min(size, max(end, self.at) + length)
+            try:
+                grown = self._search(end, high, stop, out)
+            except TooLong:
+                raise
+            except ReadFailed as error:
+                # Perhaps what lies before the trouble is enough.
+                if error.offset - 1 <= self.at:
+                    raise
+                if self._search(end, error.offset - 1, stop, out):
+                    raise
+                continue
+            length = 4 * length if grown else first
+
+    def _search(self, end: int, high: int, stop: int, out: list[Found]) -> bool:
+        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided.
+
+        A byte that no match holds ends all matches before it. Where the window has none, the starts before the least
+        one that is alive at the window's end are decided.
+        """
+        view, base = self._window.view(self.at, high)
+        last, low = high - base, self.at - base
+        final = high == self._window.size
+        if self._pattern.foreign is not None:
+            before, behind = borders(as_bytes(view), self._pattern.foreign, low, min(end - base, last), last)
+            low = min(before + 1, stop - base)
+            final, last = final or behind < last, behind
+        undecided = min(stop, high) - base
+        if not final:
+            assert self._pattern.alive_suffix is not None, "windows are for patterns with an alive expression"
+            start, _ = self._pattern.alive_suffix(view[:last], low, last)
+            if start >= 0:
+                undecided = min(undecided, start)
+        if undecided > low:
+            start, past = self._pattern.search(view, low, last)
+            self._spent += (past if start >= 0 else last) - low
+            if start >= 0 and start < undecided:
+                out.append(Found(start + base, past + base, bytes(view[start:past])))
+                self.at = past + base
+                return False
+        else:
+            self._spent += last - low
+        self.at = undecided + base
+        return self.at < stop
 
     def _attempt(self, start: int) -> Found | None:
         """The match that starts at ``start``."""

@@ -1,0 +1,90 @@
+"""Metrics as Prometheus gets them: scraped from the node's own endpoint while a scan stands still."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import uring_actors as ua
+from tests import processes
+from uring_actors import metrics
+
+LINE = b"a needle\n"
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
+SAMPLE = re.compile(r"^ray_uring_actors_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+
+Found = dict[str, list[tuple[dict[str, str], float]]]
+
+
+def scrape() -> Found:
+    """Our metrics on this node: by name without prefixes, the tags and the value of each series."""
+    import ray
+
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        text = answer.read().decode()
+    found: Found = {}
+    for name, tags, value in SAMPLE.findall(text):
+        found.setdefault(name, []).append((dict(re.findall(r'(\w+)="([^"]*)"', tags)), float(value)))
+    return found
+
+
+def of_tenant(found: Found, name: str, tenant: str) -> list[tuple[dict[str, str], float]]:
+    return [(tags, value) for tags, value in found.get(name, []) if tags["tenant"] == tenant]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_node_exports_them(tmp_path: Path) -> None:
+    import ray
+
+    (tmp_path / "many").write_bytes(LINE * 3_000_000)
+    scan = ua.scan(tmp_path, patterns=["needle"], engine="ray", io_engine="pread", slot_bytes=65536, slots=4)
+    with scan:
+        batches = iter(scan)
+        next(batches)  # nobody takes the rest: it stands still, with all of its slots in the ring
+        scanned = processes.when_still(lambda: scan.stats.bytes)
+        tenant = f"{ray.get_runtime_context().get_job_id()}/0"
+
+        def totals() -> dict[str, float]:
+            found = scrape()
+            names = [f"{name}_total" for name in metrics.COUNTERS] + list(metrics.GAUGES)
+            return {name: sum(value for _, value in of_tenant(found, name, tenant)) for name in names}
+
+        processes.wait_until(lambda: totals()["bytes_scanned_total"] >= scanned, 30)
+        values = totals()
+        found = scrape()
+    assert values["bytes_read_total"] > scanned
+    assert values["reads_total"] > 0
+    assert values["files_opened_total"] >= 1
+    assert values["matches_total"] > 0
+    assert values["ring_slots_in_use"] >= 4
+    assert values["ring_slots"] >= 8
+    assert {name for name, value in values.items() if not value} <= {
+        "read_retries_total",
+        "read_failures_total",
+        "faults_total",
+        "errors_total",
+        "files_scanned_total",
+        "reads_in_flight",
+        "files_waiting",
+    }
+    node = ray.get_runtime_context().get_node_id()
+    for tags, _ in of_tenant(found, "bytes_scanned_total", tenant):
+        assert tags["node"] == node
+        assert tags["device"] in scan.stats.devices
+    timed = of_tenant(found, "stage_seconds_count", tenant)
+    assert {tags["stage"] for tags, _ in timed} == set(metrics.STAGES)
+    assert all(count >= 1 for _, count in timed)
+    assert {tags["device"] for tags, _ in timed} <= set(scan.stats.devices)
+
+
+def test_the_page_has_every_name() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([a-z, ]+) \|", DOCS.read_text(), re.MULTILINE)
+    wanted = {f"ray_uring_actors_{name}_total": ("counter", tags) for name, (_, tags) in metrics.COUNTERS.items()}
+    wanted |= {f"ray_uring_actors_{name}": ("gauge", tags) for name, (_, tags) in metrics.GAUGES.items()}
+    wanted[f"ray_uring_actors_{metrics.STAGE_SECONDS}"] = ("histogram", (*metrics.DEVICE, "stage"))
+    assert {name: (kind, tuple(tags.split(", "))) for name, kind, tags in rows} == wanted
