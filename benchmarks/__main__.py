@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import checksum, data, direct, literals, memory, nop, patterns, rules, small, start
+from benchmarks import checksum, data, direct, literals, memory, nodes, nop, patterns, rules, small, start
 from benchmarks.model import GIB, Missing, Report, Setting
 from benchmarks.table import table
 from uring_actors.config import parse_size
@@ -31,6 +31,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], None]] = {
     "direct": direct.measure,
     "memory": memory.measure,
     "start": start.measure,
+    "nodes": nodes.measure,
 }
 _LEAST = GIB
 """Bytes; less says little, for start-up and the processor's caches show."""

@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ELSEWHERE = {"streams.md": "test_pump.py", "native-path.md": "nvme_qemu/guest.py"}
+ELSEWHERE = {
+    "many-nodes.md": "test_many_nodes.py",
+    "streams.md": "test_pump.py",
+    "native-path.md": "nvme_qemu/guest.py",
+}
 """Pages whose scripts need more than an empty directory, and what runs them."""
 BLOCK = re.compile(r"<!-- run: tests/test_docs\.py -->\n```(console|python)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")

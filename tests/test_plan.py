@@ -54,7 +54,7 @@ def test_files_by_name_then_directories_by_name(tree: bytes) -> None:
 def test_an_entry_carries_what_stat_says(tree: bytes) -> None:
     (entry,) = walk(tree + b"/b/2")
     status = os.stat(tree + b"/b/2")
-    assert entry == FileEntry(0, tree + b"/b/2", 3, status.st_dev, status.st_ino)
+    assert entry == FileEntry(0, tree + b"/b/2", 3, status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 def test_paths_begin_as_the_caller_spelled_them(tree: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

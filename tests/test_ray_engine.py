@@ -20,11 +20,11 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
-from uring_actors.actors import _STREAMED_BATCHES
 from uring_actors.errors import NodeFailed, PatternError
 from uring_actors.kernel_host import _QUEUE
 from uring_actors.ops.base import Settler
 from uring_actors.ops.bytesum import Nop
+from uring_actors.ray_calls import _STREAMED_BATCHES
 from uring_actors.results.errors import Failure
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -162,6 +162,7 @@ def test_a_scan_that_is_given_up_leaves_nothing(many: Path, how: str) -> None:
 class BrokenSettler:
     files = bytes = matches = 0
     failures: tuple[Failure, ...] = ()
+    settled: tuple[int, ...] = ()
 
     def expect(self, files: object) -> None: ...
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from uring_actors.config import ScanOptions
     from uring_actors.errors import UringActorsError
     from uring_actors.ingest import IngestDriver
+    from uring_actors.many.attached import attach
+    from uring_actors.many.paths import HostLocal
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
     from uring_actors.ops.checksum import Checksum
@@ -37,6 +39,7 @@ _HOMES = {
     "Completion": "uring_actors.uring.stream",
     "GpuMappedBuffer": "uring_actors.uring.buffer",
     "Histogram": "uring_actors.ops.histogram",
+    "HostLocal": "uring_actors.many.paths",
     "IngestDriver": "uring_actors.ingest",
     "IngestTelemetry": "uring_actors.uring.telemetry",
     "IoUringState": "uring_actors.uring.ring",
@@ -53,6 +56,7 @@ _HOMES = {
     "Touch": "uring_actors.ops.bytesum",
     "UringActorsError": "uring_actors.errors",
     "UringMegakernelPump": "uring_actors.uring.pump",
+    "attach": "uring_actors.many.attached",
     "operation": "uring_actors.ops.user",
     "read_patterns": "uring_actors.ops.match.pattern_file",
     "scan": "uring_actors.scanning",
@@ -65,6 +69,7 @@ __all__ = [
     "Completion",
     "GpuMappedBuffer",
     "Histogram",
+    "HostLocal",
     "IngestDriver",
     "IngestTelemetry",
     "IoUringState",
@@ -81,6 +86,7 @@ __all__ = [
     "Touch",
     "UringActorsError",
     "UringMegakernelPump",
+    "attach",
     "operation",
     "read_patterns",
     "scan",

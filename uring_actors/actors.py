@@ -20,18 +20,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from uring_actors.arena.memory import Arena, ArenaHandle
-from uring_actors.errors import DeadlineExceeded, NodeFailed, PipelineError, UringActorsError
+from uring_actors.errors import DeadlineExceeded, NodeFailed, UringActorsError, node_failure
+from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.metrics import HostMeter, Meter, PublisherMeter, ReaderMeter, tenant_of
-from uring_actors.node import NodeSpec, NodeStats, node_failure
+from uring_actors.node import NodeSpec, NodeStats
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher
+from uring_actors.ray_calls import kill, open_stream, unwrap
 from uring_actors.reader import Reader, ReaderStats
 from uring_actors.results.errors import Failure
 
@@ -40,8 +41,6 @@ _CALL_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _WATCH_SECONDS = 0.25
 _SUBMITS_IN_FLIGHT = 2
-_STREAMED_BATCHES = 4
-"""Batches that may lie in the object store before the driver has taken one."""
 _OBJECT_STORE_BYTES = 128 << 20
 """Enough for the batches in flight, where this process starts Ray itself."""
 
@@ -92,13 +91,13 @@ class HostActor(_RoleActor):
         self._begin(arena, self._host, HostMeter(self._host, tenant_of(spec)))
         return arena.handle()
 
-    def add_files(self, files: Sequence[FileEntry]) -> None:
-        self._host.add_files(files)
+    def add_files(self, files: Sequence[FileEntry], group: int | None) -> None:
+        self._host.add_files(files, group)
 
     def finish(self, total: int) -> None:
         self._host.finish(total)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[Item]:
         yield from self._host.batches(self._check)
 
     def _check(self) -> None:
@@ -222,9 +221,10 @@ class RayNode:
     def start(self) -> None:
         ensure_ray()
         deadline = time.monotonic() + _START_SECONDS
-        # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something, and
-        # a little of the node's own resource also says where.
-        self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK")
+        # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something: a
+        # little of the node's own resource. The label says where, for several raylets may share one address.
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK", bundle_label_selector=[here])
         self._get(self._group.ready(), "placement group", deadline)
         self._host = self._actor("kernel host", HostActor)
         self._publisher = self._actor("publisher", PublisherActor)
@@ -235,9 +235,6 @@ class RayNode:
         for (role, _), ref in zip(self._actors[1:], begun, strict=True):
             self._get(ref, role, deadline)
         self._sentinels = {actor.run.remote(): role for role, actor in self._actors}
-        self._stream = self._host.batches.options(
-            num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
-        ).remote()
         self._monitor.start()
 
     def _actor(self, role: str, cls: type[_RoleActor], *args: Any) -> Any:
@@ -260,15 +257,15 @@ class RayNode:
         except ray.exceptions.GetTimeoutError:
             raise DeadlineExceeded(f"the {role} to start", _START_SECONDS) from None
         except ray.exceptions.RayError as error:
-            raise _unwrap(error, role) from error
+            raise unwrap(error, role) from error
 
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, files: Sequence[FileEntry]) -> None:
-        announced = self._host.add_files.remote(files)
+    def submit(self, files: Sequence[FileEntry], group: int | None = None) -> None:
+        announced = self._host.add_files.remote(files, group)
         pending = [
-            self._readers[reader].submit.remote(group, announced)
-            for reader, group in self.spec.by_reader(files).items()
+            self._readers[reader].submit.remote(part, announced)
+            for reader, part in self.spec.by_reader(files).items()
         ]
         self._submitted.extend(pending or [announced])
         self._wait_submitted(_SUBMITS_IN_FLIGHT * len(self._readers))
@@ -277,22 +274,28 @@ class RayNode:
         self._wait_submitted(0)
         self._call([reader.drain.remote() for reader in self._readers] + [self._host.finish.remote(total)])
 
-    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    @property
+    def host(self) -> Any:
+        """The kernel host's handle: who takes its ``batches`` need not be here."""
+        return self._host
+
+    def batches(self, check: Callable[[], None]) -> Iterator[Item]:
+        stream = open_stream(self._host)
         while True:
-            ready, _ = ray.wait([self._stream], timeout=_WATCH_SECONDS, fetch_local=False)
-            self._raise_failure()
+            ready, _ = ray.wait([stream], timeout=_WATCH_SECONDS, fetch_local=False)
+            self.check()
             check()
             if not ready:
                 continue
             try:
-                batch = ray.get(next(self._stream))
+                batch = ray.get(next(stream))
             except StopIteration:
                 return
             except ray.exceptions.RayError as error:
                 # The monitor may know better what died first.
                 time.sleep(_WATCH_SECONDS)
-                self._raise_failure()
-                raise _unwrap(error, "kernel host") from error
+                self.check()
+                raise unwrap(error, "kernel host") from error
             yield batch
 
     def stats(self) -> NodeStats:
@@ -307,19 +310,19 @@ class RayNode:
         """Wait until at most ``most`` submissions are under way: this is how a busy reader slows the listing."""
         while len(self._submitted) > most and not self._closing.is_set():
             done, self._submitted = ray.wait(self._submitted, num_returns=1, timeout=_WATCH_SECONDS)
-            self._raise_failure()
+            self.check()
             if done:
                 self._call(done)
 
     def _call(self, refs: Any) -> Any:
-        self._raise_failure()
+        self.check()
         try:
             return ray.get(refs, timeout=_CALL_SECONDS)
         except ray.exceptions.GetTimeoutError:
             raise DeadlineExceeded("an actor's answer", _CALL_SECONDS) from None
         except ray.exceptions.RayError as error:
-            self._raise_failure()
-            raise _unwrap(error, "an actor") from error
+            self.check()
+            raise unwrap(error, "an actor") from error
 
     # ── failure and end ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -334,18 +337,17 @@ class RayNode:
                 ray.get(ended[0])
                 self._failure = NodeFailed(role, "it ended before the scan did")
             except ray.exceptions.RayError as error:
-                self._failure = _unwrap(error, role)
+                self._failure = unwrap(error, role)
             self._kill()
             return
 
-    def _raise_failure(self) -> None:
+    def check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     def _kill(self) -> None:
         for _, actor in self._actors:
-            with contextlib.suppress(Exception):  # it may be dead already, or Ray itself gone
-                ray.kill(actor)
+            kill(actor)
 
     def close(self) -> None:
         with self._lock:
@@ -371,13 +373,3 @@ class RayNode:
         for group in (readers, others):
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
                 ray.get([actor.stop.remote() for actor in group], timeout=_STOP_SECONDS)
-
-
-def _unwrap(error: ray.exceptions.RayError, role: str) -> UringActorsError:
-    """An error of ours that came through Ray as itself; anything else as the failure of ``role``."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        return node_failure(role, cause if isinstance(cause, BaseException) else error)
-    if isinstance(error, ray.exceptions.RayActorError):
-        return NodeFailed(role, "its process died", fix="See Ray's logs; out of memory is a common cause.")
-    return PipelineError(f"Ray failed while waiting for {role}: {error}")

@@ -24,6 +24,7 @@ SLOTS_MIN = 2
 SLOTS_MAX = 4096
 LANES_MAX = 64
 KERNEL_THREADS_MAX = 1024
+LEASE_BYTES_MAX = 1 << 40
 
 CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -72,6 +73,8 @@ class ScanOptions:
     """Data slots for each lane."""
     kernel_threads: int | None = None
     """Threads of the CPU kernel; None: one for each core."""
+    lease_bytes: int = 64 * MIB
+    """With many nodes or a checkpoint: files are handed out, and their rows counted, by about so many bytes."""
 
     def __post_init__(self) -> None:
         for name, words in CHOICES.items():
@@ -81,6 +84,7 @@ class ScanOptions:
         _check_int("slots", self.slots, SLOTS_MIN, SLOTS_MAX)
         if self.kernel_threads is not None:
             _check_int("kernel_threads", self.kernel_threads, 1, KERNEL_THREADS_MAX)
+        _check_int("lease_bytes", self.lease_bytes, 1, LEASE_BYTES_MAX)
         _check_int("slot_bytes", self.slot_bytes, SLOT_BYTES_MIN, SLOT_BYTES_MAX)
         if self.slot_bytes & (self.slot_bytes - 1):
             below = 1 << (self.slot_bytes.bit_length() - 1)

@@ -292,3 +292,10 @@ class NodeFailed(PipelineError):
         super().__init__(f"{role} failed: {reason}", **fields)
         self.role = role
         self.reason = reason
+
+
+def node_failure(role: str, cause: BaseException) -> UringActorsError:
+    """What the caller sees when ``role`` ended with ``cause``: an error of ours as it is, others named."""
+    if isinstance(cause, UringActorsError):
+        return cause
+    return NodeFailed(role, f"{type(cause).__name__}: {cause}")

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import PipelineError
+from uring_actors.groups import GroupEnd, Groups, Item
 from uring_actors.loop import SLICE_NS, LoopThread
 from uring_actors.megakernel import feed, packed, ring
 from uring_actors.megakernel.cpu import CpuKernel
@@ -75,8 +75,9 @@ class KernelHost:
         self._rows: Rows = np.zeros((_COLLECT, ring.COLUMNS), np.int64)
         self._files: Rows = np.empty((0, ring.COLUMNS), np.int64)
         self._position = int(arena.words(arena.layout.state + abi.STATE_RETIRED, 1)[0])
-        self._incoming: queue.SimpleQueue[Sequence[FileEntry]] = queue.SimpleQueue()
-        self._batches: queue.Queue[pa.RecordBatch | None] = queue.Queue(_QUEUE)
+        self._incoming: queue.SimpleQueue[tuple[Sequence[FileEntry], int | None]] = queue.SimpleQueue()
+        self._groups = Groups()
+        self._batches: queue.Queue[Item | None] = queue.Queue(_QUEUE)
         self._total: int | None = None
         self._flushed = time.monotonic()
         self._first_row: float | None = None
@@ -90,15 +91,15 @@ class KernelHost:
     def failure(self) -> BaseException | None:
         return self._settling.failure or self._kernel.failure
 
-    def add_files(self, files: Sequence[FileEntry]) -> None:
-        """Announce files, before any reader has them."""
-        self._incoming.put(files)
+    def add_files(self, files: Sequence[FileEntry], group: int | None = None) -> None:
+        """Announce files, before any reader has them. ``group``: they are all that it has (``groups.py``)."""
+        self._incoming.put((files, group))
 
     def finish(self, total: int) -> None:
         """No more files than the ``total`` announced so far: the batches end when all are settled."""
         self._total = total
 
-    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    def batches(self, check: Callable[[], None]) -> Iterator[Item]:
         """Rows as they are settled, until all files are done or the host is closed. One consumer.
 
         While none come, ``check`` is called a few times a second: it raises where waiting is in vain.
@@ -126,20 +127,28 @@ class KernelHost:
         count = ring.collect(self._book, self._position, self._rows, self._spins, self._nap_ns, SLICE_NS)
         # After collecting: whoever submitted these slots' files has announced them before.
         while not self._incoming.empty():
-            self._settler.expect(self._incoming.get())
+            files, group = self._incoming.get()
+            if group is not None:
+                self._groups.begin(group, files)
+            self._settler.expect(files)
         if count:
             rows = self._rows[:count]
             self._settler.settle(self._unpacked(rows))
             if not ring.retire(self._book, self._retired, self._mask, rows, count):
                 raise PipelineError("the retired channel is full: a slot was retired twice, or the publisher is gone")
             self._position = (self._position + count) & abi.WRAP
+        complete = self._complete_groups()
         finished = self._settler.files == self._total
         now = time.monotonic()
-        due = finished or now - self._flushed >= _FLUSH_SECONDS
+        due = finished or bool(complete) or now - self._flushed >= _FLUSH_SECONDS
         if due:
             self._flushed = now
         for batch in self._settler.take(everything=due):
-            if not self._put(batch):
+            for part in self._groups.rows(batch):
+                if not self._put(part):
+                    return False
+        for group in complete:
+            if not self._put(self._groups.end(group)):
                 return False
         if finished:
             self._put(None)
@@ -155,13 +164,21 @@ class KernelHost:
             self._files = np.empty((2 * room, ring.COLUMNS), np.int64)
         return self._files[: packed.unpack(self._book, rows, self._files)]
 
-    def _put(self, batch: pa.RecordBatch | None) -> bool:
+    def _complete_groups(self) -> list[int]:
+        settled = self._settler.settled
+        if not settled:
+            return []
+        complete = self._groups.settled(settled, self._settler.failures)
+        settled.clear()
+        return complete
+
+    def _put(self, item: Item | None) -> bool:
         """Queue a batch, for as long as it takes; False where the host was closed meanwhile."""
-        if batch is not None and self._first_row is None:
+        if self._first_row is None and not (item is None or isinstance(item, GroupEnd)):
             self._first_row = time.monotonic()
         while not self._settling.stopping:
             try:
-                self._batches.put(batch, timeout=0.1)
+                self._batches.put(item, timeout=0.1)
             except queue.Full:
                 continue
             return True

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.config import ScanOptions, resolve_sqpoll
-from uring_actors.errors import NodeFailed, OptionError, UringActorsError
+from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, UringActorsError, node_failure
+from uring_actors.groups import Item
 from uring_actors.kernel_host import HostStats, KernelHost
 from uring_actors.megakernel import cuda
 from uring_actors.ops.base import NotOnDevice, Operation
@@ -182,15 +182,19 @@ class Node(Protocol):
 
     def start(self) -> None: ...
 
-    def submit(self, files: Sequence[FileEntry]) -> None:
-        """Scan these files. Blocks while the node has enough to do."""
+    def submit(self, files: Sequence[FileEntry], group: int | None = None) -> None:
+        """Scan these files. Blocks while the node has enough to do. ``group``: they are all that it has, and come
+        back as such (``groups.py``); a node gets all its files in groups, or none."""
 
     def finish(self, total: int) -> None:
         """``total`` files were submitted in all; no more will be."""
 
-    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    def batches(self, check: Callable[[], None]) -> Iterator[Item]:
         """Rows until all files are done. Raises NodeFailed where a part of the pipeline died, and whatever
         ``check`` raises, which is called now and then."""
+
+    def check(self) -> None:
+        """Raise what a part of the pipeline died of, if any has."""
 
     def stats(self) -> NodeStats: ...
 
@@ -221,24 +225,24 @@ class LocalNode:
         for reader in self._readers:
             reader.start()
 
-    def submit(self, files: Sequence[FileEntry]) -> None:
-        self._host.add_files(files)
-        for reader, group in self.spec.by_reader(files).items():
-            self._readers[reader].submit(group)
+    def submit(self, files: Sequence[FileEntry], group: int | None = None) -> None:
+        self._host.add_files(files, group)
+        for reader, part in self.spec.by_reader(files).items():
+            self._readers[reader].submit(part)
 
     def finish(self, total: int) -> None:
         for reader in self._readers:
             reader.drain()
         self._host.finish(total)
 
-    def batches(self, check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    def batches(self, check: Callable[[], None]) -> Iterator[Item]:
         def both() -> None:
-            self._check()
+            self.check()
             check()
 
         return self._host.batches(both)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         for role, part in self._parts():
             if part.failure is not None:
                 raise node_failure(role, part.failure) from part.failure
@@ -272,8 +276,27 @@ class LocalNode:
         self._arena.close()
 
 
-def node_failure(role: str, cause: BaseException) -> UringActorsError:
-    """What the caller sees when ``role`` ended with ``cause``: an error of ours as it is, others named."""
-    if isinstance(cause, UringActorsError):
-        return cause
-    return NodeFailed(role, f"{type(cause).__name__}: {cause}")
+def start_node(spec: NodeSpec) -> Node:
+    """The node, started. Under ``io_engine="auto"`` with pread where only setting the lanes up shows that io_uring
+    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together."""
+    try:
+        return _started(spec)
+    except (IoUringSyscall, MemlockTooSmall) as error:
+        if spec.options.io_engine != "auto" or spec.io_engine != "uring":
+            raise
+        return _started(spec.with_pread(error))
+
+
+def _started(spec: NodeSpec) -> Node:
+    if spec.options.engine == "threads":
+        node: Node = LocalNode(spec)
+    else:
+        from uring_actors.actors import RayNode  # Ray takes a second to import: only where it is used
+
+        node = RayNode(spec)
+    try:
+        node.start()
+    except BaseException:
+        node.close()
+        raise
+    return node

@@ -72,6 +72,8 @@ class FileEntry:
     device: int
     """``st_dev``: files with the same one share a reader."""
     inode: int
+    mtime_ns: int = 0
+    """As ``st_mtime_ns``: with size and inode, what tells a changed file from an unchanged one."""
 
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -83,13 +85,14 @@ class FileBatch(Sequence[FileEntry]):
     """Regular files as columns; as a sequence, it makes a ``FileEntry`` of a row when asked for one.
 
     paths: every path with a NUL after it. ends: (n,), where each path's NUL ends in ``paths``. ids: ascending.
-    inodes: as int64 with the number's 64 bits.
+    inodes: as int64 with the number's 64 bits. mtimes: in nanoseconds.
     """
 
     ids: Ints
     sizes: Ints
     devices: Ints
     inodes: Ints
+    mtimes: Ints
     ends: Ints
     paths: bytes
 
@@ -99,10 +102,10 @@ class FileBatch(Sequence[FileEntry]):
         if isinstance(files, FileBatch):
             return files
         files = sorted(files, key=lambda one: one.id)
-        columns = np.array([(f.id, f.size, f.device, _signed(f.inode), len(f.path) + 1) for f in files], np.int64)
-        ids, sizes, devices, inodes, lengths = columns.reshape(-1, 5).T.copy()
+        rows = [(f.id, f.size, f.device, _signed(f.inode), f.mtime_ns, len(f.path) + 1) for f in files]
+        ids, sizes, devices, inodes, mtimes, lengths = np.array(rows, np.int64).reshape(-1, 6).T.copy()
         paths = b"".join(f.path + b"\0" for f in files)
-        return cls(ids, sizes, devices, inodes, np.cumsum(lengths), paths)
+        return cls(ids, sizes, devices, inodes, mtimes, np.cumsum(lengths), paths)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,6 +127,7 @@ class FileBatch(Sequence[FileEntry]):
             int(self.sizes[at]),
             int(self.devices[at]),
             int(self.inodes[at]) & _ALL_BITS,
+            int(self.mtimes[at]),
         )
 
     def entry(self, number: int) -> FileEntry:
@@ -139,11 +143,11 @@ class FileBatch(Sequence[FileEntry]):
             first = stop = 0
         if (first, stop) == (0, len(self)):
             return self
-        columns = (self.ids, self.sizes, self.devices, self.inodes, self.ends)
-        ids, sizes, devices, inodes, ends = (column[first:stop] for column in columns)
+        columns = (self.ids, self.sizes, self.devices, self.inodes, self.mtimes, self.ends)
+        ids, sizes, devices, inodes, mtimes, ends = (column[first:stop] for column in columns)
         start = int(self.ends[first - 1]) if first else 0
         paths = self.paths[start : int(ends[-1])] if len(ends) else b""
-        return FileBatch(ids, sizes, devices, inodes, ends - start, paths)
+        return FileBatch(ids, sizes, devices, inodes, mtimes, ends - start, paths)
 
     def take(self, rows: np.ndarray[Any, Any]) -> FileBatch:
         """These rows (ascending), as a batch of their own."""
@@ -151,8 +155,9 @@ class FileBatch(Sequence[FileEntry]):
             return self
         paths = [self.path(row) + b"\0" for row in rows.tolist()]
         ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
-        ids, sizes, devices, inodes = (a[rows] for a in (self.ids, self.sizes, self.devices, self.inodes))
-        return FileBatch(ids, sizes, devices, inodes, ends, b"".join(paths))
+        columns = (self.ids, self.sizes, self.devices, self.inodes, self.mtimes)
+        ids, sizes, devices, inodes, mtimes = (column[rows] for column in columns)
+        return FileBatch(ids, sizes, devices, inodes, mtimes, ends, b"".join(paths))
 
 
 Listed: TypeAlias = FileBatch | Skipped | Failure
@@ -289,7 +294,7 @@ class _Collected:
         start = self._filled
         end = start + len(path) + 1
         self.paths[start:end] = np.frombuffer(path + b"\0", np.uint8)
-        self.files[self.count] = (status.st_size, status.st_dev, _signed(status.st_ino), end)
+        self.files[self.count] = (status.st_size, status.st_dev, _signed(status.st_ino), end, status.st_mtime_ns)
         self.count += 1
 
     @property
@@ -307,6 +312,7 @@ class _Collected:
             rows[directory.F_SIZE],
             rows[directory.F_DEVICE],
             rows[directory.F_INODE],
+            rows[directory.F_MTIME],
             rows[directory.F_PATH],
             self.paths[: self._filled].tobytes(),
         )

@@ -17,15 +17,16 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from uring_actors.config import OPERATIONS, ScanOptions
-from uring_actors.errors import IoUringSyscall, MemlockTooSmall, OptionError, UringActorsError
-from uring_actors.node import LocalNode, Node, NodeSpec
+from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.many.paths import HostLocal
+from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.ops.base import Operation
 from uring_actors.ops.bytesum import Nop, Touch
 from uring_actors.ops.checksum import Checksum
@@ -40,9 +41,13 @@ from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_
 from uring_actors.results.stats import ScanStats
 from uring_actors.selection import AnyGlob, Selection
 
+if TYPE_CHECKING:
+    from uring_actors.many.attached import AttachedJob
+    from uring_actors.many.job import JobScan
+
 
 def scan(
-    paths: AnyPath | Iterable[AnyPath],
+    paths: AnyPath | HostLocal | Iterable[AnyPath | HostLocal],
     *,
     patterns: Iterable[Regex | Literal | str] | None = None,
     rules: Rules | AnyPath | None = None,
@@ -54,11 +59,17 @@ def scan(
     max_filesize: int | str | None = None,
     max_count: int | None = None,
     report: str = "matches",
+    address: str | None = None,
+    nodes: Mapping[str, str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **options: Any,
-) -> Scan:
+) -> Scan | JobScan | AttachedJob:
     """Scan files and trees.
 
-    paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed.
+    paths: files or directories (str, bytes or PathLike); trees are walked, links in them not followed. With
+    ``address`` also ``HostLocal`` paths, which each node has for itself.
     patterns: what to search for, with ``operation="match"``; a plain str is a ``Regex``.
     rules: search by these instead (a path: ``Rules.load`` of it); rows ``RULES_SCHEMA``.
     operation: ``"match"``; ``"checksum"`` (rows path, bytes, crc32c); ``"histogram"`` (rows path, bytes, entropy,
@@ -67,7 +78,14 @@ def scan(
     include, exclude, hidden, gitignore, max_filesize: which files of trees are scanned; see ``Selection``.
     max_count: the first so many matches of each file. report: ``"matches"``, ``"count"`` (rows path, count) or
     ``"files"`` (rows path). A file is not read beyond what these need.
+    address: of a Ray cluster (``"auto"``: the one that this machine is in): all of its nodes scan.
+    nodes: only those with these labels or resources (``{"disk": "nvme"}``; an empty value: a resource of that name).
+    checkpoint: a directory where progress and rows are kept. output_dir: the same, with ``address``, on a file system
+    that all nodes share: they write the rows there themselves, and the job goes on without this process
+    (``attach``). resume: go on with what is there.
     options: see ``ScanOptions`` (engine, io_engine, io, sqpoll, lanes, slot_bytes, slots, kernel_threads).
+
+    A ``Scan``; with address or checkpoint a ``JobScan``, with output_dir an ``AttachedJob``, which look the same.
 
     Raises, before anything starts: InputError (a path doesn't exist), PatternError (points into the pattern),
     RuleFileError, OptionError, IoUringUnavailable and MemlockTooSmall (``io_engine="uring"`` where it can't be had).
@@ -82,7 +100,25 @@ def scan(
         max_count=max_count,
         report=report,
     )
-    return Scan(paths, make_operation(operation, patterns, selection, rules), chosen, selection)
+    made = make_operation(operation, patterns, selection, rules)
+    given = [paths] if isinstance(paths, (str, bytes, os.PathLike, HostLocal)) else list(paths)
+    if (address, nodes, checkpoint, output_dir, resume) == (None, None, None, None, False):
+        plain = [path for path in given if not isinstance(path, HostLocal)]
+        if len(plain) == len(given):
+            return Scan(plain, made, chosen, selection)
+    from uring_actors.many.starting import start_job
+
+    return start_job(
+        given,
+        made,
+        chosen,
+        selection,
+        address=address,
+        nodes=nodes,
+        checkpoint=checkpoint,
+        output_dir=output_dir,
+        resume=resume,
+    )
 
 
 def make_operation(
@@ -125,32 +161,6 @@ def make_operation(
         raise OptionError(f"there is no operation {operation!r}", fix=f"There are {', '.join(OPERATIONS)}.") from None
 
 
-def _start_node(spec: NodeSpec) -> Node:
-    """The node, started. Under ``io_engine="auto"`` with pread where only setting the lanes up shows that io_uring
-    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together."""
-    try:
-        return _started(spec)
-    except (IoUringSyscall, MemlockTooSmall) as error:
-        if spec.options.io_engine != "auto" or spec.io_engine != "uring":
-            raise
-        return _started(spec.with_pread(error))
-
-
-def _started(spec: NodeSpec) -> Node:
-    if spec.options.engine == "threads":
-        node: Node = LocalNode(spec)
-    else:
-        from uring_actors.actors import RayNode  # Ray takes a second to import: only where it is used
-
-        node = RayNode(spec)
-    try:
-        node.start()
-    except BaseException:
-        node.close()
-        raise
-    return node
-
-
 class Scan:
     """A running scan: an iterable of record batches (once), and what is known about it.
 
@@ -170,7 +180,7 @@ class Scan:
         listed = listing(given, selection)
         self.schema: pa.Schema = operation.schema
         spec = NodeSpec.decide(operation, options, devices(given))
-        self._node = _start_node(spec)
+        self._node = start_node(spec)
         try:
             for note in self._node.spec.notes:
                 warnings.warn(note, RuntimeWarning, stacklevel=3)

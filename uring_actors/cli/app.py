@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from uring_actors.cli import options
+from uring_actors.cli import many, options
 from uring_actors.cli.checksum import checksum
 from uring_actors.cli.histogram import histogram
 from uring_actors.cli.host_setup import host_setup
@@ -28,7 +28,12 @@ from uring_actors.errors import OptionError, UringActorsError
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-_FLAGS = {"slot_bytes": "--slot-size", "io_engine": "--io-engine", "kernel_threads": "--kernel-threads"}
+_FLAGS = {
+    "slot_bytes": "--slot-size",
+    "io_engine": "--io-engine",
+    "kernel_threads": "--kernel-threads",
+    "lease_bytes": "--lease-size",
+}
 """Options whose names differ on the command line, for messages."""
 
 
@@ -101,6 +106,7 @@ def commands() -> None:
     help=f"{', '.join(OPERATIONS)}, or MODULE:NAME for one of your own. touch reads every byte, nop only transfers "
     "them: for measuring.",
 )
+@many.options
 @selecting
 @click.option("--explain", is_flag=True, help="Print how each pattern would be run; scan nothing.")
 @click.option("--explain-all", is_flag=True, help="The same, however many patterns there are.")
@@ -135,10 +141,11 @@ def scan(
 
     Links within a tree are not followed; FIFOs, sockets and device nodes are skipped.
     """
+    placed = many.take(pipeline)
     checked = ScanOptions.of(**pipeline)
     sources = Sources(regexp, fixed, files, fixed_strings, rules, default_rules)
     sources.check(operation)
-    if not paths and not (explain or explain_all):
+    if not (paths or placed.local or explain or explain_all):
         raise click.UsageError("No path was given: name at least one file or directory.")
 
     wanted = sources.patterns(ignore_case=ignore_case, multi_line=multi_line, dot_all=dot_all, latin1=latin1)
@@ -151,20 +158,22 @@ def scan(
 
     from uring_actors.cli import running
 
-    return running.run(
-        running.Request(
-            paths=paths,
-            patterns=wanted,
-            rules=loaded,
-            operation=_loaded(operation),
-            options={name: getattr(checked, name) for name in pipeline},
-            selection=selection,
-            form=form,
-            output=output,
-            progress=not (no_progress or quiet),
-            quiet=quiet,
-        )
+    request = running.Request(
+        paths=[*paths, *placed.local_paths()],
+        patterns=wanted,
+        rules=loaded,
+        operation=_loaded(operation),
+        options={name: getattr(checked, name) for name in pipeline} | placed.arguments,
+        selection=selection,
+        form=form,
+        output=output,
+        progress=not (no_progress or quiet),
+        quiet=quiet,
     )
+    return many.submit(request) if placed.detach else running.run(request)
+
+
+commands.add_command(many.attach)
 
 
 def _loaded(operation: str) -> Any:

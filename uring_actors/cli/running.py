@@ -46,8 +46,9 @@ class RunningScan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``; ``selection``:
-    what else ``uring_actors.scan`` takes (``cli/selecting.py``)."""
+    """A scan and where its rows go (``output`` None: stdout). ``options``: fields of ``ScanOptions``, and where it is
+    to run; ``selection``: what else ``uring_actors.scan`` takes (``cli/selecting.py``). Where ``job`` names one that
+    is running, ``options`` are ``uring_actors.attach``'s."""
 
     paths: Sequence[bytes]
     patterns: Sequence[Any]
@@ -58,6 +59,7 @@ class Request:
     output: bytes | None
     progress: bool
     quiet: bool
+    job: str | None = None
     selection: dict[str, Any] = field(default_factory=dict)
     rules: Any = None
     """A loaded rule file, instead of patterns."""
@@ -115,6 +117,9 @@ def _start(request: Request) -> RunningScan:
     package: Any = uring_actors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # they are the notes that are said here
+        if request.job is not None:
+            attached: RunningScan = package.attach(request.job, **request.options)
+            return attached
         running: RunningScan = package.scan(
             list(request.paths),
             patterns=list(request.patterns) or None,

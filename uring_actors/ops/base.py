@@ -44,6 +44,8 @@ class Settler(Protocol):
     bytes: int
     """Payload bytes of settled extents."""
     failures: list[Failure]
+    settled: list[int]
+    """Ids of files settled, failed ones included; the kernel host takes them out."""
 
     @property
     def matches(self) -> int:

@@ -176,6 +176,7 @@ class ReductionSettler:
         self.bytes = 0
         self.matches = 0
         self.failures: list[Failure] = []
+        self.settled: list[int] = []
         layout = arena.layout
         self._operation = operation
         self._words, self._block = operation.words, operation.block
@@ -196,6 +197,7 @@ class ReductionSettler:
                 self._open[entry.id] = file
                 continue
             self.files += 1
+            self.settled.append(entry.id)
             if not self._block:
                 self._emit(file, 0, 0, self._operation.empty)
 
@@ -325,3 +327,4 @@ class ReductionSettler:
             self._emit(file, 0, file.bytes, state)
         del self._open[file.entry.id]
         self.files += 1
+        self.settled.append(file.entry.id)

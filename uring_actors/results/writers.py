@@ -4,8 +4,8 @@ Rows are those of one schema: matches, or what another operation yields (columns
 numbers, lists of as many numbers in every row).
 
 **text** is for people and for ``cut``: one row a line, ``path:line:column:match``, a rule's findings as
-``path:line:column:rule:secret``, or all columns for rows that are neither. A line or column that is
-not known (after an I/O error within the file) is ``?``. A
+``path:line:column:rule:secret``, or all columns for rows that are neither; with ``node:`` before it where rows
+say their node. A line or column that is not known (after an I/O error within the file) is ``?``. A
 newline within a path or a match is written as the two characters ``\\n``, so that one line is always one
 row; all other bytes are written as they are, as grep does. That is not reversible where a match holds a
 backslash and an ``n``: ``jsonl`` gives the exact bytes. For a terminal everything that is not printable is
@@ -80,6 +80,8 @@ def open_writer(form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA
     if form == "jsonl":
         return _LineWriter(stream, partial(_json_lines, names=schema.names))
     names = next((names for names in _TEXTS if set(names) <= set(schema.names)), tuple(schema.names))
+    if "node" in schema.names and "node" not in names:
+        names = ("node", *names)
     return _LineWriter(stream, partial(_text_lines, names=names, terminal=terminal))
 
 

@@ -24,10 +24,12 @@ _SYS_GETDENTS64: Final = 217 if _X86 else 61
 _SYS_NEWFSTATAT: Final = 262 if _X86 else 79
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_NO_AUTOMOUNT: Final = 0x800
-# struct stat: st_dev, st_ino and st_size lie alike on both machines
+# struct stat: st_dev, st_ino, st_size and st_mtim lie alike on both machines
 _ST_INO: Final = 8
 _ST_MODE: Final = 24 if _X86 else 16
 _ST_SIZE: Final = 48
+_ST_MTIME: Final = 88
+_ST_MTIME_NS: Final = 96
 STAT_BYTES: Final = 256
 
 # struct linux_dirent64: d_ino, d_off, d_reclen (16), d_type, then the name with its NUL
@@ -65,7 +67,8 @@ F_SIZE: Final = 0
 F_DEVICE: Final = 1
 F_INODE: Final = 2
 F_PATH: Final = 3  # where the path ends in the blob, its NUL included
-FILE_WORDS: Final = 4
+F_MTIME: Final = 4  # in nanoseconds
+FILE_WORDS: Final = 5
 
 
 @lean
@@ -223,6 +226,7 @@ def look_at(
         files[used, F_DEVICE] = load64(scratch)
         files[used, F_INODE] = load64(scratch + _ST_INO)
         files[used, F_PATH] = filled
+        files[used, F_MTIME] = load64(scratch + _ST_MTIME) * 1_000_000_000 + load64(scratch + _ST_MTIME_NS)
         used += 1
         total += size
     return stop, used

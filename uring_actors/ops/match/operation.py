@@ -200,6 +200,7 @@ class MatchSettler:
         self.files = 0
         self.bytes = 0
         self.failures: list[Failure] = []
+        self.settled: list[int] = []
         layout = arena.layout
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
@@ -224,8 +225,10 @@ class MatchSettler:
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         batch = FileBatch.of(files)
-        for row in np.flatnonzero(batch.sizes == 0).tolist():
+        empty = np.flatnonzero(batch.sizes == 0)
+        for row in empty.tolist():
             self._report.end(int(batch.ids[row]), batch.path(row), opened=True, empty=True)
+        self.settled.extend(batch.ids[empty].tolist())
         read = batch.ids[batch.sizes > 0].tolist()
         self.files += len(batch) - len(read)
         self._listed.update(dict.fromkeys(read, batch))
@@ -243,11 +246,13 @@ class MatchSettler:
         if unfit.all():
             return rows
         empty = rows[unfit == 0]
-        for number in empty[:, ring.COLUMN_FILE_ID].tolist():
+        ids = empty[:, ring.COLUMN_FILE_ID].tolist()
+        for number in ids:
             batch = self._listed.pop(number)
             if self._report.every_file:
                 self._report.end(number, batch.entry(number).path, opened=True)
         self.files += len(empty)
+        self.settled.extend(ids)
         self.bytes += int(empty[:, ring.COLUMN_PAYLOAD_BYTES].sum())
         return rows[unfit != 0]
 
@@ -294,6 +299,7 @@ class MatchSettler:
             self._report.end(file.entry.id, file.entry.path, opened=opened)
             self.failures.extend(self._report.take_failures())
             self.files += 1
+            self.settled.append(file.entry.id)
 
     def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
         """What the file's settler gets for this slot; None for what lies behind the end of a shrunken file."""

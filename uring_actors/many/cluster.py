@@ -1,0 +1,126 @@
+"""A job's crew on a Ray cluster: one orchestrator actor, and on each node one agent actor with its pipeline.
+
+    driver ──starts──▶ OrchestratorActor ──starts, watches──▶ AgentActor on each node ──▶ pipeline
+      ▲                                                           (with engine ray: its roles as actors of their own)
+      └──────────── rows, straight from each pipeline ────────────────┘
+
+Every node that Ray lists and the caller chose gets an agent, those that join later too. An agent that dies is started
+again a few times while its node lives. What an actor started dies with it, Ray sees to that: so when the orchestrator
+dies, so do the agents, and Ray makes it anew, which goes on from its journal. No actor has a name, so concurrent jobs
+can't meet, but for a detached job's orchestrator, by which it is found again.
+
+Where the job is *detached*, the agents receive their pipelines' rows themselves and write them into the job's
+directory, which all nodes must see; the orchestrator then needs no driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import ray
+
+from uring_actors.errors import OptionError, PipelineError, UringActorsError
+from uring_actors.groups import GroupEnd, GroupRows
+from uring_actors.many.orchestrator import JobStatus
+from uring_actors.many.orchestrator_actor import start_orchestrator
+from uring_actors.many.progress import Receipt
+from uring_actors.many.recruiter import check_nodes
+from uring_actors.many.setup import Setup, Source
+from uring_actors.ray_calls import answer, kill, open_stream, unwrap
+from uring_actors.results.errors import Failure, Skipped
+
+_LOOK_SECONDS: Final = 0.25
+
+
+class RayCrew:
+    """The crew as the driver knows it: rows come here straight from each pipeline."""
+
+    def __init__(self, setup: Setup, address: str) -> None:
+        """Raises OptionError, InputError, or PipelineError where the cluster can't be reached."""
+        connect(address)
+        check_nodes(setup.nodes)
+        self._actor = start_orchestrator(setup, name=None)
+        self._finished = False
+        self._closed = False
+
+    def items(self) -> Iterator[tuple[str, str, GroupRows | GroupEnd | None]]:
+        streams: dict[Any, Source] = {}
+        seen: set[str] = set()
+        looked = 0.0
+        while True:
+            if self._finished or not streams or time.monotonic() - looked >= _LOOK_SECONDS:
+                sources, finished, failure = answer(self._actor.sources.remote())
+                looked = time.monotonic()
+                if failure is not None:
+                    raise failure
+                if finished:
+                    return
+                for source in sources:
+                    if source.pipeline not in seen:
+                        seen.add(source.pipeline)
+                        streams[open_stream(source.actor, *source.args)] = source
+            if not streams:
+                time.sleep(_LOOK_SECONDS / 5)
+                continue
+            for stream in self._ready(streams):
+                source = streams.pop(stream)
+                try:
+                    item = ray.get(next(stream))
+                except StopIteration:
+                    continue
+                except ray.exceptions.RayError as error:
+                    answer(self._actor.lose.remote(source.pipeline, str(unwrap(error, "pipeline"))))
+                    yield source.pipeline, source.node, None
+                    continue
+                streams[stream] = source  # at the end: every stream has its turn
+                yield source.pipeline, source.node, item
+
+    def _ready(self, streams: Mapping[Any, Source]) -> list[Any]:
+        ready, _ = ray.wait(list(streams), timeout=_LOOK_SECONDS, fetch_local=False)
+        return list(ready)
+
+    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
+        counts, self._finished = answer(self._actor.commit.remote(lease, pipeline, receipt))
+        return bool(counts)
+
+    def status(self) -> JobStatus:
+        status: JobStatus = answer(self._actor.status.remote())
+        return status
+
+    def results(self) -> tuple[list[Failure], list[Skipped]]:
+        results: tuple[list[Failure], list[Skipped]] = answer(self._actor.results.remote())
+        return results
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError, UringActorsError):
+                ray.get(self._actor.stop.remote(), timeout=_LOOK_SECONDS * 40)
+            kill(self._actor)
+
+
+def connect(address: str) -> None:
+    """Be connected to that cluster. A connection that is there already is used, and never ended.
+
+    Raises:
+        OptionError: this process is connected to another one.
+        PipelineError: it can't be reached.
+    """
+    if ray.is_initialized():
+        current = str(ray.get_runtime_context().gcs_address)
+        if address not in ("auto", current):
+            raise OptionError(f"address is {address}, but this process is connected to the Ray at {current}")
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PipelineError(
+            f"cannot connect to the Ray cluster at {address}: {error}", fix="Is it running? (ray status)"
+        ) from error

@@ -1,0 +1,123 @@
+"""The orchestrator as a Ray actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from uring_actors.errors import OptionError, PipelineError, UringActorsError
+from uring_actors.many.orchestrator import Facts, JobStatus, Orchestrator, Work
+from uring_actors.many.progress import Receipt
+from uring_actors.many.recruiter import Recruiter
+from uring_actors.many.setup import Setup, Source
+from uring_actors.plan import FileEntry
+from uring_actors.ray_calls import answer, kill
+from uring_actors.results.errors import Failure, Skipped
+
+NAMESPACE: Final = "uring-actors"
+"""Of detached orchestrators, by the job's name."""
+_THREADS: Final = 64
+"""Half a second each for an agent that waits for work, less for all other calls."""
+
+
+class OrchestratorActor:
+    """The orchestrator, and whoever watches the nodes for it. Starts in two phases; made anew by Ray after its death,
+    it begins by itself."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._sources: dict[str, Source] = {}
+        self._orchestrator: Orchestrator | None = None
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.begin()
+
+    def begin(self) -> None:
+        """Raises what ``Orchestrator`` raises."""
+        if self._orchestrator is not None:
+            return  # asked again, after a restart
+        orchestrator = Orchestrator(self._setup.plan)
+        self._recruiter = Recruiter(self._setup, orchestrator, ray.get_runtime_context().current_actor)
+        orchestrator.start()
+        self._recruiter.start()
+        self._orchestrator = orchestrator
+
+    @property
+    def _job(self) -> Orchestrator:
+        if self._orchestrator is None:
+            raise PipelineError("the job has not begun")
+        return self._orchestrator
+
+    def ask(self, pipeline: str, node: str) -> Work:
+        return self._job.ask(pipeline, node)
+
+    def begin_listing(self, node: str) -> None:
+        self._job.begin_listing(node)
+
+    def offer(self, node: str, items: Sequence[FileEntry | Failure | Skipped], last: bool) -> bool:
+        return self._job.offer(node, items, last=last)
+
+    def working(self, node: str, facts: Facts) -> None:
+        self._job.working(node, facts)
+
+    def lose(self, pipeline: str, message: str) -> int:
+        self._sources.pop(pipeline, None)
+        return self._job.lose(pipeline, message)
+
+    def open_source(self, source: Source) -> None:
+        """A pipeline can be received from."""
+        self._sources[source.pipeline] = source
+
+    def sources(self) -> tuple[list[Source], bool, UringActorsError | None]:
+        """Which pipelines there are, whether the job is finished, and of what it failed."""
+        return list(self._sources.values()), self._job.finished, self._job.failure
+
+    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> tuple[bool, bool]:
+        """Whether it counts, and whether the job is finished with it."""
+        return self._job.commit(lease, pipeline, receipt), self._job.finished
+
+    def status(self) -> JobStatus:
+        return self._job.status()
+
+    def results(self) -> tuple[list[Failure], list[Skipped]]:
+        return self._job.results()
+
+    def directory(self) -> str:
+        return str(self._setup.plan.directory)
+
+    def stop(self) -> None:
+        """End the agents and let go of the journal. Idempotent."""
+        if self._orchestrator is not None:
+            self._recruiter.stop()
+            self._orchestrator.close()
+
+
+def start_orchestrator(setup: Setup, name: str | None) -> Any:
+    """A job's orchestrator, begun. ``name``: of a detached one. It is kept on this node, where its journal is; a
+    detached one's journal is seen by every node. Raises what ``Orchestrator`` raises, OptionError for a name that is
+    taken."""
+    options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"} if name else {}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=name is not None)
+    try:
+        actor = (
+            ray.remote(OrchestratorActor)
+            .options(
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+                max_concurrency=_THREADS,
+                scheduling_strategy=here,
+                **options,
+            )
+            .remote(setup)
+        )
+    except ValueError as error:
+        raise OptionError(f"there is a job {name!r} already", fix="Attach to it, or choose another name.") from error
+    try:
+        answer(actor.begin.remote())
+    except BaseException:
+        kill(actor)
+        raise
+    return actor

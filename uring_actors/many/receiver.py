@@ -1,0 +1,193 @@
+"""Where rows wait until their lease is whole.
+
+A lease's rows count all at once, when its end has come and the orchestrator has taken the acknowledgement; until then
+they are in memory, and beyond ``MEMORY_BYTES`` in all of them together in temporary files. Where the job keeps its
+progress, the rows are a part of it (``progress.py``), on the disk before they are acknowledged.
+
+What a pipeline that died has left unfinished is dropped, and so are the rows of a lease that somebody else has
+finished.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from uring_actors.errors import UringActorsError
+from uring_actors.groups import GroupEnd, GroupRows
+from uring_actors.journal import sync_directory
+from uring_actors.many.progress import PARTS, Receipt, read_part
+
+MEMORY_BYTES: Final = 256 << 20
+
+Commit = Callable[[int, str, Receipt], bool]
+"""(lease, pipeline, receipt) → whether it counts."""
+
+
+class LeaseRows:
+    """The rows of one lease, from one pipeline. Life: filled → kept or dropped."""
+
+    def __init__(self, schema: pa.Schema, path: Path) -> None:
+        self.rows = 0
+        self.matches = 0
+        self.memory = 0
+        """Bytes."""
+        self._schema = schema
+        self._path = path
+        self._batches: list[pa.RecordBatch] = []
+        self._writer: Any = None
+        self._sink: Any = None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.rows += batch.num_rows
+        self.matches += matches_in(batch)
+        if self._writer is not None:
+            self._writer.write_batch(batch)
+            return
+        self._batches.append(batch)
+        self.memory += batch.nbytes
+
+    def spill(self) -> None:
+        """Into the file, what there is and what will come."""
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self._path), "wb")
+            self._writer = pa.ipc.new_file(self._sink, self._schema)
+        batches, self._batches, self.memory = self._batches, [], 0
+        for batch in batches:
+            self._writer.write_batch(batch)
+
+    def keep(self, final: Path, *, durable: bool) -> None:
+        """Have the rows in a file of that name, whole."""
+        kept, self._batches = self._batches, self._batches[:]
+        self.spill()
+        self._batches = kept  # who wants them next need not read them
+        self._finish()
+        if durable:
+            number = os.open(self._path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+        os.rename(self._path, final)
+        self._path = final
+        if durable:
+            sync_directory(final.parent)
+
+    def _finish(self) -> None:
+        if self._writer is not None and not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All of them; once ``add`` is over."""
+        if self._batches or self._writer is None:
+            yield from self._batches
+            return
+        self._finish()
+        yield from read_part(self._path)
+
+    def drop(self) -> None:
+        """Forget them, and a temporary file with them."""
+        self._batches = []
+        self._finish()
+        self._path.unlink(missing_ok=True)
+
+
+class Receiver:
+    """Takes what pipelines yield. One thread.
+
+    directory: the job's, where rows are kept there as parts; None: they are not kept, and spill to a temporary one.
+    """
+
+    def __init__(
+        self, schema: pa.Schema, commit: Commit, directory: Path | None, *, with_node: bool, durable: bool = True
+    ) -> None:
+        self.schema = with_node_column(schema) if with_node else schema
+        self._commit = commit
+        self._with_node = with_node
+        self._durable = durable
+        self._parts = None if directory is None else directory / PARTS
+        self._scratch = tempfile.TemporaryDirectory(prefix="uring_actors-") if directory is None else None
+        self._open: dict[tuple[str, int], LeaseRows] = {}
+
+    def take(self, pipeline: str, node: str, item: GroupRows | GroupEnd) -> LeaseRows | None:
+        """The rows of a lease that has ended with this item, and counts. ``drop`` them after use, where they are not
+        kept."""
+        key = pipeline, item.group
+        if isinstance(item, GroupRows):
+            self._rows(key).add(self._labelled(item.batch, node))
+            self._limit_memory()
+            return None
+        rows = self._open.pop(key, None) or self._new(key)
+        try:
+            return rows if self._finish(rows, pipeline, node, item) else None
+        except OSError as error:
+            raise UringActorsError(
+                "cannot write rows", path=os.fsencode(self._directory), errno=error.errno
+            ) from error
+
+    def _finish(self, rows: LeaseRows, pipeline: str, node: str, end: GroupEnd) -> bool:
+        part = None
+        if self._parts is not None and rows.rows:
+            part = f"{end.group:016x}-{pipeline}.arrow"
+            rows.keep(self._parts / part, durable=self._durable)
+        failures = tuple(replace(failure, node=node) for failure in end.failures)
+        counts = self._commit(end.group, pipeline, Receipt(end.files, end.bytes, rows.matches, part, failures))
+        if not counts:
+            rows.drop()
+        return counts
+
+    @property
+    def _directory(self) -> Path:
+        return self._parts or Path(self._scratch.name if self._scratch else "")
+
+    def _rows(self, key: tuple[str, int]) -> LeaseRows:
+        if key not in self._open:
+            self._open[key] = self._new(key)
+        return self._open[key]
+
+    def _new(self, key: tuple[str, int]) -> LeaseRows:
+        return LeaseRows(self.schema, self._directory / f"{key[1]:016x}-{key[0]}.partial")
+
+    def _labelled(self, batch: pa.RecordBatch, node: str) -> pa.RecordBatch:
+        if not self._with_node:
+            return batch
+        names = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), batch.num_rows), pa.array([node]))
+        return pa.RecordBatch.from_arrays([*batch.columns, names], schema=self.schema)
+
+    def _limit_memory(self) -> None:
+        if sum(rows.memory for rows in self._open.values()) > MEMORY_BYTES:
+            max(self._open.values(), key=lambda rows: rows.memory).spill()
+
+    def lose(self, pipeline: str) -> None:
+        """The pipeline has died: nothing more will come of it."""
+        for key in [key for key in self._open if key[0] == pipeline]:
+            self._open.pop(key).drop()
+
+    def close(self) -> None:
+        """Drop what has not ended."""
+        for rows in self._open.values():
+            rows.drop()
+        self._open.clear()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def with_node_column(schema: pa.Schema) -> pa.Schema:
+    """The schema of rows that say which node they were read on."""
+    return schema.append(pa.field("node", pa.dictionary(pa.int32(), pa.string()), nullable=False))
+
+
+def matches_in(batch: pa.RecordBatch) -> int:
+    """How many matches the rows stand for: of an operation that looks for none, 0."""
+    names = batch.schema.names
+    if "count" in names:
+        return int(np.sum(batch.column("count").to_numpy()))
+    return batch.num_rows if {"pattern", "rule"} & set(names) or set(names) <= {"path", "node"} else 0
