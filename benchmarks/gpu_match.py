@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uring_actors as ua
 from benchmarks import peers
-from benchmarks.data import LISTS, make_text, patterns_of
+from benchmarks.data import LISTS, PATTERNS, make_text, patterns_of
 from benchmarks.model import Missing
 from uring_actors.megakernel import cuda
 
@@ -33,7 +33,7 @@ def scan_gb_per_s(directory: Path, patterns: list[str], **options: object) -> tu
 
 
 def hyperscan_gb_per_s(path: Path, name: str) -> float:
-    reading = peers.hyperscan(peers.hyperscan_command(path, name))
+    reading = peers.hyperscan(peers.hyperscan_command(path, PATTERNS / f"patterns-{name}.txt"))
     return reading.bytes / reading.seconds / 1e9
 
 

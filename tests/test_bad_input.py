@@ -308,7 +308,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("a node was started")
 
-    monkeypatch.setattr(scanning, "_start_node", never)
+    monkeypatch.setattr(scanning, "start_node", never)
 
 
 @pytest.mark.parametrize("engine", ["threads", "ray"])

@@ -136,13 +136,17 @@ def test_hits_without_room_are_found_again() -> None:
     places=st.lists(st.integers(0, 300), min_size=1, max_size=match.FEW),
 )
 def test_newlines_before_a_hit_are_counted(text: bytes, places: list[int]) -> None:
-    """In any order: hits of several databases, or of a GPU, don't come by their ends."""
+    """Whatever their order, they come out by their ends: hits of several databases, or of a GPU, don't come so."""
     places = [min(place, len(text)) for place in places]
     hits = np.zeros((len(places), 4), np.uint32)
+    hits[:, abi.HIT_PATTERN // 4] = range(len(places))
     hits[:, abi.HIT_END // 4] = places
     address = np.frombuffer(text or b"x", np.uint8).ctypes.data
     match.count_newlines_before(address, hits.ctypes.data, len(places))
-    assert hits[:, 3].tolist() == [abi.HIT_COUNTED | text.count(b"\n", 0, place) for place in places]
+    assert hits[:, abi.HIT_END // 4].tolist() == sorted(places)
+    assert sorted(hits[:, 0].tolist()) == list(range(len(places)))
+    assert [places[i] for i in hits[:, 0]] == sorted(places)
+    assert hits[:, 3].tolist() == [abi.HIT_COUNTED | text.count(b"\n", 0, place) for place in sorted(places)]
 
 
 def tree(root: Path, dense: int) -> Path:

@@ -127,6 +127,7 @@ __device__ void take_reports(Schedule& s, const Device& device, u32 workers) {
   }
   if (!taken) return;
   __threadfence();  // with the loads above: an acquire of what was reported
+  __syncwarp();
   if (threadIdx.x == 0) {
     s.idle_count += taken;
     s.busy_count -= taken;
@@ -166,6 +167,7 @@ __device__ void give(Schedule& s, const Device& device, u32 worker, u32 word) {
   piece.y = __shfl_sync(~0u, word, first + 1);
   piece.z = __shfl_sync(~0u, word, first + 2);
   piece.w = number;
+  __syncwarp();  // every lane has read what lane 0 changes now
   if (threadIdx.x < MAILBOX_PIECES) store_piece(device.mailboxes + worker * MAILBOX_WORDS + 4 * threadIdx.x, piece);
   if (threadIdx.x == 0) {
     s.opcode[worker] = opcode;
