@@ -283,7 +283,7 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
   }
   __syncwarp();
   mirrored = seen = s.done;
-  while (!s.stop) {
+  for (bool stop = false; !stop;) {
     uint4 words = make_uint4(0, 0, 0, 0);
     if (line < look) words = __ldcv((const uint4*)(arena.ring + (u64)((position + line) & mask) * 16) + part);
     if (s.busy_count) take_reports(s, device, workers);  // while the line is on its way
@@ -308,6 +308,8 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
       mirror(s, arena, device, position);
     }
     if (idle % IDLE_LOOKS == IDLE_LOOKS - 1 && lane == 0 && volatile_load(arena.control + UA_CONTROL_SHUTDOWN_WORD)) s.stop = 1;
+    __syncwarp();
+    stop = s.stop;
     __syncwarp();
   }
   while (s.busy_count) take_reports(s, device, workers);
