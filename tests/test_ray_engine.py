@@ -262,7 +262,7 @@ def test_a_killed_driver_that_started_ray(many: Path) -> None:
     names = [processes.title(pid) for pid in below]
     assert len(below) >= 5, names
     assert len(memory) == 1
-    processes.wait_until(lambda: not processes.living(below))
+    processes.wait_until(lambda: not processes.living(below), 30)
     assert processes.holders(memory) == []
 
 

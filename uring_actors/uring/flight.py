@@ -173,10 +173,11 @@ class Flight:
     def _cancel_all(self, until_ns: int) -> None:
         self.engine.turn()
         for row in np.flatnonzero(self.table.rows[:, R_STATE] == FLYING).tolist():
-            while not self.engine.cancel(row) and time.monotonic_ns() < until_ns:
+            # A turn for one row may bring others home.
+            while self.table.rows[row, R_STATE] == FLYING and not self.engine.cancel(row):
+                if time.monotonic_ns() >= until_ns:
+                    return
                 self.engine.turn()
-                if self.table.rows[row, R_STATE] != FLYING:
-                    break
 
 
 def let_go(flight: Flight) -> None:
