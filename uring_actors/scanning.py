@@ -28,14 +28,8 @@ from uring_actors.errors import OptionError, UringActorsError
 from uring_actors.many.paths import HostLocal
 from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.ops.base import Operation
-from uring_actors.ops.bytesum import Nop, Touch
-from uring_actors.ops.checksum import Checksum
-from uring_actors.ops.histogram import Histogram
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.pattern import Literal, Regex
-from uring_actors.ops.rules.operation import RuleScan
-from uring_actors.ops.rules.rules import Rules
-from uring_actors.ops.user import UserOperation
 from uring_actors.plan import AnyPath, FileBatch, Listed, devices, listing
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
@@ -44,6 +38,7 @@ from uring_actors.selection import AnyGlob, Selection
 if TYPE_CHECKING:
     from uring_actors.many.attached import AttachedJob
     from uring_actors.many.job import JobScan
+    from uring_actors.ops.rules.rules import Rules
 
 
 def scan(
@@ -137,6 +132,9 @@ def make_operation(
             raise OptionError(
                 "findings are not counted", fix="Leave out what asks for counts or names, or the rules."
             )
+        from uring_actors.ops.rules.operation import RuleScan  # what a search does without is imported when asked for
+        from uring_actors.ops.rules.rules import Rules
+
         return RuleScan(rules if isinstance(rules, Rules) else Rules.load(rules))
     if operation == "match":
         wanted = [Regex(p) if isinstance(p, str) else p for p in patterns or ()]
@@ -146,9 +144,15 @@ def make_operation(
     if patterns is not None:
         raise OptionError(f"operation {operation!r} takes no patterns", fix="Leave them out, or use 'match'.")
     if not isinstance(operation, str):
+        from uring_actors.ops.user import UserOperation
+
         if isinstance(operation, UserOperation):
             operation.prepare()
         return operation
+    from uring_actors.ops.bytesum import Nop, Touch
+    from uring_actors.ops.checksum import Checksum
+    from uring_actors.ops.histogram import Histogram
+
     named: dict[str, Operation] = {
         "checksum": Checksum(),
         "histogram": Histogram(),

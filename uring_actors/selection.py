@@ -19,9 +19,6 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pathspec.patterns.gitignore import GitIgnorePatternError
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
 from uring_actors.config import REPORTS, format_size, parse_size
 from uring_actors.errors import OptionError, errno_name
 from uring_actors.results.errors import Skipped
@@ -154,6 +151,10 @@ class Rules:
 def _translated(pattern: bytes) -> tuple[bool, bool, bytes] | None:
     """Whether the pattern leaves out, whether it means directories only, and an expression that matches from the
     path's start; None for what is no pattern (a comment, nothing, an invalid range)."""
+    # Imported here: most scans have no patterns.
+    from pathspec.patterns.gitignore import GitIgnorePatternError
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
     pattern = _trimmed(pattern)
     try:
         made = GitIgnoreSpecPattern(pattern)
