@@ -9,14 +9,14 @@
 //   publisher → scheduler   x86 stores in order: arguments, then the position word (last word of the line's second
 //                           half), then status. The warp reads the line in four 16-byte loads, which may see it in
 //                           pieces; it takes the slot only where status says PUBLISHED *and* the position word is the
-//                           one expected, so both halves are new. Then a system fence, in every lane: what the publisher
-//                           wrote before the status, the payload with it, is visible to what follows.
+//                           one expected, so both halves are new. Then an acquire fence (sys), in every lane: what the
+//                           publisher wrote before the status, the payload with it, is visible to what follows.
 //   scheduler → worker      descriptor in pieces of 16 bytes, each one store that carries the work's number, each read by
 //                           one load (128-bit scalar accesses are single-copy atomic). A worker takes it when all pieces
-//                           have the new number. The system fence above precedes these stores, a device fence follows
-//                           the loads: so the worker sees the payload too.
+//                           have the new number. A release fence (gpu) behind the acquire above precedes these stores, an
+//                           acquire fence (gpu) follows the loads: so the worker sees the payload too.
 //   worker → host           results → barrier → release of the slot's status (sys) → the host's acquire load.
-//   worker → scheduler      release of the worker's report (gpu), after the status → load, then a device fence.
+//   worker → scheduler      release of the worker's report (gpu), after the status → load, then an acquire fence (gpu).
 // No load of the arena may be cached: it is __ldcv or volatile, never __ldg.
 
 typedef unsigned char u8;
@@ -84,6 +84,17 @@ __device__ __forceinline__ void store_piece(u32* p, uint4 v) {
   asm volatile("{.reg .b128 q; .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; mov.b128 q, {a, b};"
                " st.relaxed.gpu.global.b128 [%0], q;}" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
+// Fences that only order what follows them behind the loads before them, where the compiler has such (PTX 8.6): a full
+// one also waits until every store of the thread has arrived, over PCIe where it must.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+__device__ __forceinline__ void acquire_fence_sys() { asm volatile("fence.acquire.sys;" ::: "memory"); }
+__device__ __forceinline__ void acquire_fence_gpu() { asm volatile("fence.acquire.gpu;" ::: "memory"); }
+__device__ __forceinline__ void release_fence_gpu() { asm volatile("fence.release.gpu;" ::: "memory"); }
+#else
+__device__ __forceinline__ void acquire_fence_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+__device__ __forceinline__ void acquire_fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+__device__ __forceinline__ void release_fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+#endif
 __device__ __forceinline__ u32 volatile_load(const u32* p) { return *(const volatile u32*)p; }
 __device__ __forceinline__ void volatile_store(u32* p, u32 v) { *(volatile u32*)p = v; }
 
@@ -126,7 +137,7 @@ __device__ void take_reports(Schedule& s, const Device& device, u32 workers) {
     taken += __popc(all);
   }
   if (!taken) return;
-  __threadfence();  // with the loads above: an acquire of what was reported
+  acquire_fence_gpu();  // with the loads above: an acquire of what was reported
   __syncwarp();
   if (threadIdx.x == 0) {
     s.idle_count += taken;
@@ -292,7 +303,8 @@ __device__ void schedule(Schedule& s, const Arena& arena, const Device& device, 
     u32 count = 0;
     while (count < look && (status_ok >> (4 * count) & 1) && (place_ok >> (4 * count + 3) & 1)) count++;
     if (count) {
-      __threadfence_system();
+      acquire_fence_sys();
+      release_fence_gpu();
       if (!give_fresh(s, device, words, position, count, mask)) enqueue(s, device, words, position, count, mask);
       position += count;
     }
@@ -788,7 +800,7 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
         piece = make_uint4(0, 0, 0, number + 1);
         if (threadIdx.x < MAILBOX_PIECES) piece = load_piece(mailbox + 4 * threadIdx.x);
       } while (!__all_sync(~0u, piece.w != number));
-      __threadfence();
+      acquire_fence_gpu();
       number = __shfl_sync(~0u, piece.w, 0);
       u32* to = descriptor + 3 * threadIdx.x;
       if (threadIdx.x < MAILBOX_PIECES) to[0] = piece.x, to[1] = piece.y, to[2] = piece.z;
@@ -799,11 +811,15 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
     u32* home = arena.ring + (u64)slot * 16;
     u32 status = UA_DONE;
     if (threadIdx.x == 0) volatile_store(home, UA_CLAIMED);
-    // The mask lies in host memory. A scan has no effect but its result, so it need not wait for the answer.
-    if (threadIdx.x == 32) allowed = permitted(arena, descriptor[UA_SLOT_TENANT / 4]);
+    // The mask lies in host memory. A scan has no effect but its result, so it need not wait for the answer: that is
+    // looked at behind it, and asked for by a thread whose warp has least of a short payload to load.
+    const bool asks = threadIdx.x == blockDim.x - 1;
+    const bool permits = asks && permitted(arena, descriptor[UA_SLOT_TENANT / 4]);
     if (scans(opcode)) {
       status = scan(arena, device, opcode, descriptor, scratch);
+      if (asks) allowed = permits;
     } else {
+      if (asks) allowed = permits;
       __syncthreads();
       if (allowed && opcode == UA_OP_MEMCPY) status = copy_bytes(arena, descriptor + UA_SLOT_ARGS / 4);
       else if (allowed && threadIdx.x == 0)
