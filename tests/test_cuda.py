@@ -249,3 +249,41 @@ def test_a_kernel_that_hangs_is_noticed(tmp_path: Path) -> None:
     assert float(seconds) < 30  # of which compiling takes most
     table = ua.scan(tmp_path, operation="touch", engine="threads", backend="cuda").to_table()
     assert table["bytes"].to_pylist() == [3000]
+
+
+RESTARTING = """
+import sys
+import uring_actors as ua
+
+CUDA = (
+    "__device__ void stuck(const volatile unsigned char* payload, unsigned bytes, unsigned before, unsigned after,"
+    " unsigned long long offset, long long* state) { while (payload[0] == '!') {}"
+    " if (threadIdx.x == 0) state[0] = bytes; }"
+)
+
+@ua.operation(state=("n",), combine="sum", cuda=CUDA, compiled=False)
+def stuck(payload):
+    return len(payload)
+
+tree, checkpoint = sys.argv[1:]
+scan = ua.scan(tree, operation=stuck, backend="cuda", checkpoint=checkpoint, lease_bytes=1)
+rows = scan.to_table().to_pylist()
+print(sorted((row["path"].rpartition(b"/")[2].decode(), row["n"]) for row in rows))
+print([(row["path"].rpartition(b"/")[2].decode(), row["message"]) for row in scan.errors.to_pylist()])
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(240)  # four pipelines are started, and hang for five seconds each
+def test_after_a_hang_a_new_pipeline_goes_on(tmp_path: Path) -> None:
+    """The file that makes the kernel hang is given up and said; all others are scanned, by the pipelines after."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("a", "b", "c", "d"):
+        (tree / name).write_bytes(name.encode() * 1000 if name != "b" else b"!" * 1000)
+    command = [sys.executable, "-c", RESTARTING, tree, tmp_path / "checkpoint"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran
+    rows, errors = ran.stdout.splitlines()
+    assert rows == str([("a", 1000), ("c", 1000), ("d", 1000)])
+    assert errors.startswith("[('b', 'given up: ") and "hangs" in errors, errors
