@@ -39,6 +39,13 @@ def test_the_lines() -> None:
     assert "first match" not in summary(ScanStats())
 
 
+def test_the_lines_of_what_finds_no_matches() -> None:
+    assert progress_line(STATS, searching=False) == "2.0 s: 1 file, 5.00 GB (2.50 GB/s), 0 errors"
+    assert summary(STATS, searching=False).startswith(
+        "1 file, 5.00 GB, 0 errors, 3 skipped in 2.00 s (2.50 GB/s); first row after 0.25 s; engine threads"
+    )
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [

@@ -66,6 +66,11 @@ class Request:
     text: Callable[[BinaryIO, bool], Writer] | None = None
     """Makes the writer of the format ``text``, of the stream and whether that is a terminal; None: the usual one."""
 
+    @property
+    def searching(self) -> bool:
+        """Whether its rows are matches."""
+        return bool(self.operation == "match")
+
 
 class _OutputClosed(Exception):
     """Whoever read the output has gone, as ``| head`` does. Not an error, but the end."""
@@ -110,7 +115,7 @@ def _scan(request: Request) -> int:
     _report(request, stats, errors, skipped)
     if stats.errors or errors.num_rows:
         return EXIT_ERRORS
-    return EXIT_MATCHES if stats.matches or request.operation != "match" else EXIT_NO_MATCHES
+    return EXIT_MATCHES if stats.matches or not request.searching else EXIT_NO_MATCHES
 
 
 def _start(request: Request) -> RunningScan:
@@ -147,7 +152,7 @@ def output(request: Request) -> Iterator[tuple[BinaryIO, bool]]:
 def _progress(request: Request, scan: RunningScan) -> AbstractContextManager[Progress | None]:
     if not request.progress:
         return nullcontext()
-    return Progress(lambda: scan.stats, sys.stderr, terminal=sys.stderr.isatty())
+    return Progress(lambda: scan.stats, sys.stderr, terminal=sys.stderr.isatty(), searching=request.searching)
 
 
 def _report(request: Request, stats: ScanStats, errors: pa.Table, skipped: pa.Table) -> None:
@@ -156,7 +161,7 @@ def _report(request: Request, stats: ScanStats, errors: pa.Table, skipped: pa.Ta
     if request.quiet:
         return
     _report_skipped(skipped)
-    say(summary(stats))
+    say(summary(stats, searching=request.searching))
 
 
 def _say_notes(request: Request, notes: Iterable[str]) -> None:

@@ -33,11 +33,14 @@ class Progress:
         *,
         terminal: bool,
         interval: float | None = None,
+        searching: bool = True,
     ) -> None:
-        """``interval``: seconds between two lines; by default ``REWRITE_SECONDS`` or ``LOG_SECONDS``."""
+        """``interval``: seconds between two lines; by default ``REWRITE_SECONDS`` or ``LOG_SECONDS``. ``searching``:
+        as of ``summary``."""
         self._snapshot = snapshot
         self._stream = stream
         self._terminal = terminal
+        self._searching = searching
         self._interval = interval or (REWRITE_SECONDS if terminal else LOG_SECONDS)
         self._drawing = threading.Lock()
         self._left = threading.Event()
@@ -66,7 +69,7 @@ class Progress:
     def _run(self) -> None:
         while not self._left.wait(self._interval):
             try:
-                line = progress_line(self._snapshot())
+                line = progress_line(self._snapshot(), searching=self._searching)
             except UringActorsError:  # the scan has failed, and says so itself
                 return
             fitting = _ERASE + line[: _width(self._stream) - 1]
@@ -82,22 +85,25 @@ class Progress:
             self._left.set()
 
 
-def progress_line(stats: ScanStats) -> str:
+def progress_line(stats: ScanStats, *, searching: bool = True) -> str:
     """``12.0 s: 345 files, 6.78 GB (0.57 GB/s), 9 matches, 0 errors``"""
+    matches = f"{_count(stats.matches, 'match')}, " if searching else ""
     return (
         f"{stats.seconds:.1f} s: {_count(stats.files, 'file')}, {format_bytes(stats.bytes)} "
-        f"({stats.gb_per_s:.2f} GB/s), {_count(stats.matches, 'match')}, {_count(stats.errors, 'error')}"
+        f"({stats.gb_per_s:.2f} GB/s), {matches}{_count(stats.errors, 'error')}"
     )
 
 
-def summary(stats: ScanStats) -> str:
-    """The last line: what was done, how fast, and by which engines."""
+def summary(stats: ScanStats, *, searching: bool = True) -> str:
+    """The last line: what was done, how fast, and by which engines. ``searching``: whether there are matches to speak
+    of, which a checksum, for one, has not."""
     first = stats.first_result_seconds
+    matches = f"{_count(stats.matches, 'match')}, " if searching else ""
     parts = [
-        f"{_count(stats.files, 'file')}, {format_bytes(stats.bytes)}, {_count(stats.matches, 'match')}, "
+        f"{_count(stats.files, 'file')}, {format_bytes(stats.bytes)}, {matches}"
         f"{_count(stats.errors, 'error')}, {stats.skipped} skipped "
         f"in {stats.seconds:.2f} s ({stats.gb_per_s:.2f} GB/s)",
-        f"first match after {first:.2f} s" if first is not None else "",
+        f"first {'match' if searching else 'row'} after {first:.2f} s" if first is not None else "",
         f"engine {stats.engine}, kernel on {stats.backend}, {stats.io_engine} {stats.io}, "
         f"SQPOLL {'on' if stats.sqpoll else 'off'}",
         f"from {', '.join(stats.devices)}" if stats.devices else "",
