@@ -37,6 +37,8 @@ _MOST_SPELLED = 16
 """A word of small sets is spelled out into at most so many plain words."""
 _SUBSET_STATES = 8192
 """States of one automaton that is made by subset construction."""
+_SHORT = 8
+"""Up to so many places of one set go with other words; longer runs have an automaton of their own."""
 _CASE = 0x20
 
 
@@ -82,6 +84,7 @@ def build(parts: Sequence[Part]) -> Automata:
     """Automata that together report every word of every part. Raises TooLarge."""
     plain: list[tuple[bytes, int]] = []
     folded: list[tuple[bytes, int]] = []
+    runs: list[tuple[Word, int]] = []
     others: list[tuple[Word, int]] = []
     for part in parts:
         for word in part.words:
@@ -89,12 +92,15 @@ def build(parts: Sequence[Part]) -> Automata:
                 plain += [(text, part.pattern) for text in spelled]
             elif (text := _folded(word)) is not None:
                 folded.append((text, part.pattern))
+            elif len(word) > _SHORT and len(set(word)) == 1:
+                runs.append((word, part.pattern))
             else:
                 others.append((word, part.pattern))
     groups = [_trie(plain, fold=False)] if plain else []
     if folded:
         groups.append(_trie(folded, fold=True))
-    groups += _subsets(others)
+    # How far a run has got says nothing of the others: beside them it would multiply their states.
+    groups += _subsets(runs) + _subsets(others)
     if len(groups) > MOST_GROUPS:
         raise TooLarge(f"{len(groups)} automata, and {MOST_GROUPS} fit")
     longest = max((len(word) for part in parts for word in part.words), default=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Final
 
 from uring_actors.ops.match import lower as low
@@ -118,18 +119,22 @@ def _prefix_words(tree: Node) -> tuple[Word, ...]:
 def _necessary_words(tree: Node) -> tuple[Word, ...]:
     """Words of which every match holds one; the rarest choice."""
     best: tuple[Word, ...] = ()
+    runs: tuple[Word, ...] = ()
     worth = 0.0
     for width in _WIDTHS:
         words = _words(low.necessary_part(tree, width))
         if not words:
             continue
+        runs = runs or _shortest({_best_run(word) for word in words})
         cut = _shortest({_best_window(word) for word in words})
         rare = min(map(_rarity, cut))
         if rare > worth:
             best, worth = cut, rare
         if worth >= _ENOUGH / 2:
             break
-    return best if worth >= WORTHWHILE else ()
+    if worth >= WORTHWHILE:
+        return best
+    return runs if runs and min(map(_rarity, runs)) >= WORTHWHILE else ()
 
 
 def _words(tree: Node) -> tuple[Word, ...]:
@@ -203,6 +208,12 @@ def _best_window(word: Word) -> Word:
         if rare > worth or (rare == worth and len(window) < len(best)):
             best, worth = window, rare
     return best
+
+
+def _best_run(word: Word) -> Word:
+    """The rarest of the word's best window and the longest stretch of one set: forty hexadecimal digits."""
+    runs = [tuple(run) for _, run in groupby(word)]
+    return max((_best_window(word), *(run[:MOST_WIDTH] for run in runs)), key=_rarity)
 
 
 def _reach(word: Word, start: int) -> int:
