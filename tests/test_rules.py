@@ -21,13 +21,17 @@ from tests.rule_words import Maker
 from uring_actors.errors import OptionError, RuleFileError
 from uring_actors.ops.base import NotOnDevice
 from uring_actors.ops.match import engine as engines
+from uring_actors.ops.match.automaton import search
 from uring_actors.ops.match.confirm import Confirmer
 from uring_actors.ops.match.engine import Engine
 from uring_actors.ops.match.planset import PlanSet
 from uring_actors.ops.match.reports import nothing_decided
 from uring_actors.ops.match.settle import FileSettler
+from uring_actors.ops.match.window import Window
 from uring_actors.ops.rules import judge
+from uring_actors.ops.rules.device import DeviceRuleScan
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
+from uring_actors.ops.rules.keywords import Keywords
 from uring_actors.ops.rules.operation import Findings, RuleScan
 from uring_actors.ops.rules.rules import Allowlist, Rule, Rules
 
@@ -164,6 +168,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Rules:
 class Drive:
     """Rules over one file's extents, of any size and in any order, as ``MatchSettler`` drives its sink."""
 
+    source = EVERYTHING
+
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.engine = Engine(rules.plans)
@@ -171,8 +177,15 @@ class Drive:
         self.scratch = self.engine.scratch()
         self.confirmer = Confirmer(self.plans)
 
+    def report(self) -> Findings:
+        return Findings(self.rules)
+
+    def search(self, text: memoryview, lead: int) -> list[tuple[int, int]]:
+        """Candidates, their ends relative to the payload behind ``lead`` bytes."""
+        return [(index, end - lead) for index, end in self.engine.scan(text, self.scratch)]
+
     def __call__(self, path: bytes, data: bytes, payload: int, seed: int) -> list[Row]:
-        report = Findings(self.rules)
+        report = self.report()
         settler = FileSettler(self.plans, len(data), lambda: Memory(data))
         order = list(enumerate(range(0, len(data), payload)))
         random.Random(seed).shuffle(order)
@@ -180,9 +193,9 @@ class Drive:
             stop = min(len(data), start + payload)
             lead = 1 if start else 0
             text = memoryview(data)[start - lead : stop + self.plans.halo]
-            hits = self.engine.scan(text, self.scratch)
+            hits = self.search(text, lead)
             patterns = np.array([index for index, _ in hits], np.int32)
-            ends = np.array([end - lead for _, end in hits], np.int64)
+            ends = np.array([end for _, end in hits], np.int64)
             wanted = np.isin(patterns, list(report.sift(0, path, set(patterns.tolist()))), invert=True)
             patterns, ends = patterns[wanted], ends[wanted]
             extent = self.confirmer.confirm(
@@ -206,8 +219,28 @@ class Drive:
         return [row for _, row in rows_of(table)]
 
 
+class DeviceDrive(Drive):
+    """The same with the automata that the GPU runs."""
+
+    source = EVERYTHING.replace('keywords = ["needle"]\n\n[[rules]]\nid = "python"', '\n[[rules]]\nid = "python"')
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        operation = RuleScan(rules).on_device(insist=True)
+        assert isinstance(operation, DeviceRuleScan)
+        self.match = operation.match
+        self.plans = self.match.plan_set
+        self.confirmer = Confirmer(self.plans)
+
+    def report(self) -> Findings:
+        return Findings(self.rules, Keywords(self.rules.plans[len(self.rules.searched) :]))
+
+    def search(self, text: memoryview, lead: int) -> list[tuple[int, int]]:
+        return [(index, end) for index, end in search(self.match.tables, text[lead:]).tolist()]
+
+
 def agrees(drive: Drive, path: bytes, data: bytes, payload: int, seed: int) -> None:
-    same(drive(path, data, payload, seed), rules_oracle.findings(EVERYTHING, path, data))
+    same(drive(path, data, payload, seed), rules_oracle.findings(drive.source, path, data))
 
 
 def test_any_extents_give_what_the_whole_file_has(everything: Rules) -> None:
@@ -234,11 +267,44 @@ def test_without_an_engine(everything: Rules, monkeypatch: pytest.MonkeyPatch) -
     check()
 
 
-def test_what_gitleaks_itself_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_gpu_s_automata(tmp_path: Path) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(DeviceDrive.source)
+    drive = DeviceDrive(Rules.load(path))
+
+    @settings(max_examples=100)
+    @given(paths, texts, st.integers(1, 80), st.integers(0, 9))
+    def check(path: bytes, data: bytes, payload: int, seed: int) -> None:
+        agrees(drive, path, data, payload, seed)
+
+    check()
+    far = b"yxx. " + b"-" * 500
+    assert drive(b"f", far, 64, 0) == []
+    assert [row[0] for row in drive(b"f", far + b"NEEDLE", 64, 0)] == ["far"]
+
+
+def test_a_keyword_is_found_wherever_it_lies() -> None:
+    """Across the stretches in which a file is looked through, too."""
+    rules = Rules.of([Rule(id="one", regex="x", keywords=("Kelvin",))])
+    keywords = Keywords(rules.plans[1:])
+    assert keywords.in_match(0, b"a kelvin")
+    assert not keywords.in_match(0, b"kelvi")
+    for size in (0, 6, 199, (1 << 20) - 1, 1 << 20, (1 << 20) + 5, (2 << 20) + 3):
+        for place in {0, size // 2, size - 6, (1 << 20) - 3, (1 << 20) - 6, 1 << 20}:
+            data = bytearray(b"-" * size)
+            data[place : place + 6] = b"KELVIN"[: max(0, size - place)] if place >= 0 else b""
+            window = Window(lambda data=data: Memory(bytes(data)), len(data))
+            assert keywords.in_file(0, window) == (b"KELVIN" in data), (size, place)
+            window.close()
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_gitleaks_itself_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     files, answers = gitleaks_answers.recorded()
     gitleaks_answers.write_files(files, tmp_path)
     monkeypatch.chdir(tmp_path)
-    scan = ua.scan(sorted({name.split("/")[0] for name in files}), rules=gitleaks_answers.RULES, engine="threads")
+    roots = sorted({name.split("/")[0] for name in files})
+    scan = ua.scan(roots, rules=gitleaks_answers.RULES, engine="threads", backend=backend)
     ours = []
     for path, row in rows_of(scan.to_table()):
         line = int(row[8].rsplit(b":", 1)[1])
@@ -330,8 +396,11 @@ def test_batches_are_bounded() -> None:
 def test_rules_pickle(everything: Rules) -> None:
     operation = RuleScan(everything)
     assert operation.halo > 1
-    with pytest.raises(NotOnDevice, match="CPU kernel"):
+    with pytest.raises(NotOnDevice, match="rule 'keyed-file' asks for keywords alone"):
         operation.on_device(insist=True)
+    on_device = RuleScan(Rules.load(gitleaks_answers.RULES)).on_device(insist=False)
+    assert len(pickle.dumps(on_device)) < 2 << 20
+    assert pickle.loads(pickle.dumps(on_device)).automata.size == on_device.automata.size
     again = pickle.loads(pickle.dumps(operation))
     assert again.rules == everything
     assert len(pickle.dumps(RuleScan(Rules.load(gitleaks_answers.RULES)))) < 1 << 20

@@ -10,18 +10,21 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel.cpu import Worker
-from uring_actors.ops.base import NotOnDevice, Operation, Settler
+from uring_actors.ops.base import Operation, Settler
+from uring_actors.ops.match.automaton import Automata
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.window import ReadFailed, Window
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
 from uring_actors.ops.rules.judge import Changed, CompiledRule, path_tests
+from uring_actors.ops.rules.keywords import Keywords
 from uring_actors.ops.rules.rules import Rule, Rules, fold_keyword
 from uring_actors.results.errors import Failure
 
@@ -35,17 +38,20 @@ class RuleScan:
     opcode = abi.OP_SCAN_MATCH
     lead = True
     schema = RULES_SCHEMA
-    automata = None
     device_functions = ()
     parameter = 0
     notes = ()
 
-    def __reduce__(self) -> tuple[type[RuleScan], tuple[Rules]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.rules,)
 
     @cached_property
     def _match(self) -> Match:
         return Match(self.rules.plans)
+
+    @property
+    def automata(self) -> Automata | None:
+        return None
 
     @property
     def halo(self) -> int:
@@ -58,7 +64,9 @@ class RuleScan:
         return self._match.settler(arena, payload, Findings(self.rules))
 
     def on_device(self, *, insist: bool) -> Operation:
-        raise NotOnDevice("rule files are for the CPU kernel")
+        from uring_actors.ops.rules.device import DeviceRuleScan  # which settles as this module does
+
+        return DeviceRuleScan.from_rules(self.rules, insist=insist)
 
     def result_bytes(self, slot_bytes: int) -> int:
         return self._match.result_bytes(slot_bytes)
@@ -67,9 +75,13 @@ class RuleScan:
 class _File:
     """A file's findings so far."""
 
-    __slots__ = ("allowed", "findings", "keywords", "wanted")
+    __slots__ = ("absent", "allowed", "findings", "keywords", "wanted", "window")
 
     def __init__(self) -> None:
+        self.window: Window | None = None
+        """Where its matches are."""
+        self.absent: set[int] = set()
+        """Keywords that it was looked through for in vain."""
         self.findings: list[Finding] = []
         self.keywords: set[int] = set()
         self.allowed: bool | None = None
@@ -83,8 +95,10 @@ class Findings:
 
     sifts = True
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, sought: Keywords | None = None) -> None:
+        """``sought`` looks for keywords where no engine does."""
         self.matches = 0
+        self._sought = sought
         self._rules = [CompiledRule(rule, rules.allowlists) for rule in rules.rules]
         self._everywhere = path_tests(rules.allowlists)
         self._searched = [k for k, rule in enumerate(rules.rules) if rule.regex is not None]
@@ -92,6 +106,7 @@ class Findings:
         self.every_file = bool(self._paths)
         first = len(self._searched)
         places = {word: first + k for k, word in enumerate(rules.keywords)}
+        self._first_keyword = first
         self._keywords = [{places[fold_keyword(word)] for word in rule.keywords} for rule in rules.rules]
         self._generic = [_is_generic(rule) for rule in rules.rules]
         self._batches = FindingBatches(rules.rules)
@@ -101,6 +116,7 @@ class Findings:
 
     def add(self, number: int, path: bytes, rows: Rows, decided: Callable[[], int], window: Window) -> bool:
         file = self._file(number)
+        file.window = window
         data = rows.data.data
         offsets = rows.offsets.tolist()
         places = zip(
@@ -144,11 +160,13 @@ class Findings:
             if empty or not (opened and self._paths):
                 return
             file = _File()
-        found = [f for f in file.findings if self._counts(file, f.rule)]
+        found = [f for f in file.findings if self._counts(file, path, f)]
+        if file.window is not None:
+            file.window.close()
         if any(self._generic[f.rule] for f in found):
             found = self._without_echoes(found)
         found.sort(key=lambda f: f[:2])
-        paths = [k for k in self._paths if self._counts(file, k) and self._wants(file, k, path)]
+        paths = [k for k in self._paths if self._holds_keyword(file, k) and self._wants(file, k, path)]
         found[:0] = [Finding(0, k, 0, 0, 0, b"", b"", 0.0) for k in paths]
         self.matches += len(found)
         self._ready.extend(self._batches.add(path, found))
@@ -177,8 +195,33 @@ class Findings:
             answer = file.wanted[which] = not file.allowed and self._rules[which].wants(path)
         return answer
 
-    def _counts(self, file: _File, which: int) -> bool:
+    def _holds_keyword(self, file: _File, which: int) -> bool:
         return not self._keywords[which] or not self._keywords[which].isdisjoint(file.keywords)
+
+    def _counts(self, file: _File, path: bytes, finding: Finding) -> bool:
+        """Whether the file holds a keyword of the finding's rule."""
+        if self._holds_keyword(file, finding.rule):
+            return True
+        if self._sought is None or file.window is None:
+            return False
+        try:
+            return self._seek(self._sought, file, finding, file.window)
+        except ReadFailed as error:
+            self._fail(path, finding.rule, finding.start, error)
+            return False
+
+    def _seek(self, sought: Keywords, file: _File, finding: Finding, window: Window) -> bool:
+        open_ = sorted(self._keywords[finding.rule] - file.absent)
+        for keyword in open_:
+            if sought.in_match(keyword - self._first_keyword, finding.match):
+                file.keywords.add(keyword)
+                return True
+        for keyword in open_:
+            if sought.in_file(keyword - self._first_keyword, window):
+                file.keywords.add(keyword)
+                return True
+            file.absent.add(keyword)
+        return False
 
     def _without_echoes(self, found: list[Finding]) -> list[Finding]:
         """Without the generic rules' findings whose secret a particular rule has found on the same line."""
