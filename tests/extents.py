@@ -14,6 +14,7 @@ import numpy as np
 import re2
 
 from uring_actors.ops.match.confirm import Confirmer, Unread
+from uring_actors.ops.match.newlines import Newlines
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import PlanSet, compile_source
 from uring_actors.ops.match.settle import Fault, FileSettler, Settled
@@ -162,19 +163,12 @@ class Cut:
                 hits += [(p.index, e) for e in range(end - start + 1)]
             hits += [(p.index, self.rng.randint(0, end - start)) for _ in range(self.rng.randrange(4))]
         self.rng.shuffle(hits)
-        if hits and not self.plans.in_slot and self.rng.random() < 0.5:  # as the kernel gives a few
-            result = self.confirmer.confirm_few(
-                memoryview(slot),
-                at=before,
-                payload=stop - start,
-                after=end - stop,
-                offset=start,
-                found=[(i, e, data.count(b"\n", start, start + e)) for i, e in hits],
-                newlines=data.count(b"\n", start, stop),
-                newline=data.rfind(b"\n", start, stop) - start,
-            )
-            slot[:] = b"#" * len(slot)
-            return result
+        counted = None
+        if self.rng.random() < 0.5:  # as a kernel counts them
+            index = np.array([data.count(b"\n", start, low) for low in range(start, stop + 1, 4096)], np.uint32)
+            index[0] = self.rng.getrandbits(32)  # nobody writes it
+            last = data.rfind(b"\n", start, stop)
+            counted = Newlines(data.count(b"\n", start, stop), max(-1, last - start), index.ctypes.data)
         patterns, ends = np.array([h[0] for h in hits], np.int32), np.array([h[1] for h in hits], np.int64)
         result = self.confirmer.confirm(
             memoryview(slot),
@@ -184,6 +178,7 @@ class Cut:
             offset=start,
             patterns=patterns,
             ends=ends,
+            newlines=counted,
         )
         slot[:] = b"#" * len(slot)  # the slot is somebody else's from here on
         return result

@@ -1,7 +1,7 @@
 """The shapes that matches have on their way: ``Marked`` (places relative to an extent), ``Rows`` (absolute).
 
 Arrays of one length, a match each. Match bytes lie joined in ``data``, match k in ``data[offsets[k]:offsets[k+1]]``.
-A handful of matches, which is what most extents have, goes as plain tuples (``Hit``, ``Row``) up to ``Rows.of``.
+Those of unbounded patterns, mostly a handful, come as plain tuples (``Row``).
 Everything here owns its memory: nothing points into a data slot.
 """
 
@@ -19,17 +19,6 @@ from uring_actors.ops.match.newlines import Bytes, Ints, copy_ranges
 
 NO_NEWLINE = -1
 """No newline stands before, in the bytes that were looked at."""
-
-
-class Hit(NamedTuple):
-    """One match as ``Marked`` has it."""
-
-    start: int
-    pattern: int
-    end: int
-    newlines: int
-    newline: int
-    text: bytes
 
 
 class Row(NamedTuple):
@@ -74,19 +63,6 @@ class Marked:
             self.newline[index],
             offsets,
             data,
-        )
-
-    @staticmethod
-    def of(hits: Sequence[Hit]) -> Marked:
-        """The same as arrays; at least one."""
-        start, pattern, end, newlines, newline, text = zip(*hits, strict=True)
-        return Marked(
-            np.array(pattern, np.int32),
-            np.array(start, np.int64),
-            np.array(end, np.int64),
-            np.array(newlines, np.int64),
-            np.array(newline, np.int64),
-            *_joined(text),
         )
 
     @staticmethod
