@@ -65,7 +65,8 @@ def test_the_index_and_what_is_counted_by_it(data: st.DataObject, at: int, with_
     places = data.draw(st.lists(st.one_of(border, st.integers(0, 4 * CHUNK)), max_size=9))
     starts = np.array(sorted(p for p in places if 0 <= p < len(payload)), np.int64)
     counts, lasts = np.empty((2, len(starts)), np.int64)
-    newlines_before(as_bytes(text), at, found.index if with_index else 0, starts, counts, lasts)
+    assert found.text == as_bytes(text).ctypes.data + at
+    newlines_before(found.text, found.index if with_index else 0, starts, counts, lasts)
     assert counts.tolist() == [payload.count(b"\n", 0, s) for s in starts]
     assert lasts.tolist() == [payload.rfind(b"\n", 0, s) for s in starts]
     assert copy_index(found.index, len(payload)).tolist() == [0, *index[1:].tolist()]

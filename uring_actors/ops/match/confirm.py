@@ -27,6 +27,7 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from uring_actors.arena.atomics import load8
 from uring_actors.hot import hot
 from uring_actors.ops.match.newlines import (
     Bytes,
@@ -54,6 +56,8 @@ from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTE
 _END_BITS = 40
 _END_MASK = (1 << _END_BITS) - 1
 
+Spans = NDArray[np.int64]
+"""Rows of pattern, start, end: relative to the payload."""
 Candidates = dict[int, list[int]]
 """By pattern: where in the file its candidates end; ascending, without duplicates."""
 
@@ -86,23 +90,23 @@ class Unread:
     reason: str = "the extent could not be read"
 
 
+# What these compiled functions make goes into arrays of the caller: to return an array costs more than to pass one.
+
+
 @hot
-def _keys(patterns: NDArray[Any], ends: NDArray[Any]) -> Ints:
-    """Candidates as keys; an end at or before the payload's start belongs to a start before it."""
-    keys = np.empty(ends.size, np.int64)
+def _keys(patterns: NDArray[Any], ends: NDArray[Any], keys: Ints) -> int:
+    """Candidates as keys; how many. An end at or before the payload's start belongs to a start before it."""
     count = 0
     for k in range(ends.size):
         if ends[k] > 0:
             keys[count] = (np.int64(patterns[k]) << _END_BITS) | np.int64(ends[k])
             count += 1
-    return keys[:count]
+    return count
 
 
 @hot
-def _split(keys: Ints, literal_width: Ints, payload: int) -> tuple[Ints, Ints]:
-    """Sorted candidates: the literals' chains (pattern, start, end), and the others' keys. Duplicates go."""
-    spans = np.empty((keys.size, 3), np.int64)
-    rest = np.empty(keys.size, np.int64)
+def _split(keys: Ints, literal_width: Ints, payload: int, spans: Spans, rest: Ints) -> tuple[int, int]:
+    """Sorted candidates: the literals' chains to ``spans``, the others' keys to ``rest``; how many. Duplicates go."""
     found = 0
     others = 0
     before = np.int64(-1)
@@ -128,54 +132,62 @@ def _split(keys: Ints, literal_width: Ints, payload: int) -> tuple[Ints, Ints]:
             spans[found, 2] = stop
             found += 1
             resume = stop
-    return spans[:found], rest[:others]
-
-
-Spans = NDArray[np.int64]
-"""Rows of pattern, start, end: relative to the payload."""
+    return found, others
 
 
 @hot
-def _ordered(spans: Spans) -> bool:
-    """Whether they stand in the order of (start, pattern)."""
-    for k in range(1, len(spans)):
-        if spans[k, 1] < spans[k - 1, 1] or (spans[k, 1] == spans[k - 1, 1] and spans[k, 0] < spans[k - 1, 0]):
-            return False
-    return True
+def _survey(spans: Spans) -> tuple[bool, int]:
+    """Whether they stand in the order of (start, pattern), and how many bytes they have."""
+    ordered = True
+    size = 0
+    for k in range(len(spans)):
+        size += spans[k, 2] - spans[k, 1]
+        if k > 0 and spans[k, 1] <= spans[k - 1, 1]:
+            ordered &= spans[k, 1] == spans[k - 1, 1] and spans[k, 0] > spans[k - 1, 0]
+    return ordered, size
 
 
 @hot
-def _mark(text: Bytes, at: int, index: int, spans: Spans, offset: int) -> tuple[Any, ...]:
-    """What ``Marked`` has of ordered spans, in its order; and the bytes' number."""
-    count = len(spans)
-    pattern = np.empty(count, np.int32)
-    start, end, newlines, newline = np.empty((4, count), np.int64)
-    offsets = np.empty(count + 1, np.int64)
+def _mark(
+    text: int,
+    index: int,
+    spans: Spans,
+    offset: int,
+    pattern: NDArray[np.int32],
+    numbers: NDArray[np.int64],
+    offsets: Ints,
+    data: Bytes,
+) -> None:
+    """Of ordered spans what ``Marked`` has; ``numbers``: start, end, newlines and newline."""
+    start, end, newlines, newline = numbers
     offsets[0] = 0
-    for k in range(count):
+    for k in range(len(spans)):
         pattern[k], start[k], end[k] = spans[k, 0], spans[k, 1], spans[k, 2]
         offsets[k + 1] = offsets[k] + end[k] - start[k]
-    newlines_before(text, at, index, start, newlines, newline)
-    data = np.empty(offsets[count], np.uint8)
-    for k in range(count):
-        shift = at + start[k] - offsets[k]
+    newlines_before(text, index, start, newlines, newline)
+    for k in range(len(spans)):
+        source = text + start[k] - offsets[k]
         for i in range(offsets[k], offsets[k + 1]):
-            data[i] = text[i + shift]
+            data[i] = load8(source + i)
         start[k] += offset
         end[k] += offset
         if newline[k] >= 0:
             newline[k] += offset
-    return pattern, start, end, newlines, newline, offsets, data
 
 
-def mark(text: Bytes, at: int, index: int, spans: Spans, offset: int) -> Marked:
-    """Spans, in any order, as rows with their bytes and newlines, which ``newlines_before`` counts. The payload is
-    ``text[at:]``, at ``offset`` in the file."""
-    if not _ordered(spans):
+def mark(text: int, index: int, spans: Spans, offset: int) -> Marked:
+    """Spans, in any order, as rows with their bytes and newlines, which ``newlines_before`` counts. The payload at
+    address ``text`` is at ``offset`` in the file."""
+    ordered, size = _survey(spans)
+    if not ordered:
         spans = spans[in_order(spans[:, 1], spans[:, 0])]
-    marked = Marked(*_mark(text, at, index, spans, offset))
-    marked.data.flags.writeable = False
-    return marked
+    count = len(spans)
+    pattern, offsets = np.empty(count, np.int32), np.empty(count + 1, np.int64)
+    numbers, data = np.empty((4, count), np.int64), np.empty(size, np.uint8)
+    _mark(text, index, spans, offset, pattern, numbers, offsets, data)
+    data.flags.writeable = False
+    start, end, newlines, newline = numbers
+    return Marked(pattern, start, end, newlines, newline, offsets, data)
 
 
 def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]) -> None:
@@ -213,22 +225,24 @@ def _bounded_chain(
         return
     search = pattern.search
     index, width, least = pattern.plan.index, pattern.width, pattern.plan.min_width
-    limit = min(len(view), at + payload + width)
+    border = at + payload
+    limit = min(len(view), border + width)
     resume, clear = at, 0
     for end in ends:
         end += at
         if end <= clear or end < resume + least:
             continue
-        if end > limit or resume >= at + payload:
+        if end > limit or resume >= border:
             break
-        stop = min(end + width, limit)
-        start, past = search(view, max(resume, end - width), stop)
+        # Not min and max: calls are what this loop spends its time on.
+        low, stop = end - width, end + width
+        start, past = search(view, low if low > resume else resume, stop if stop < limit else limit)
         if start < 0:
             clear = stop
             resume = max(resume, end)
         elif start >= end:
             resume = end
-        elif start >= at + payload:
+        elif start >= border:
             break
         else:
             spans += (index, start - at, past - at)
@@ -270,13 +284,14 @@ class Confirmer:
         ``slot`` is a contiguous buffer: the payload at ``[at, at + payload)``, ``after`` bytes of the file behind
         it (``min(plans.halo, bytes left in the file)`` or more) and, unless ``offset`` (the payload's place in the
         file) is 0, at least one byte of the file before it. ``patterns`` and ``ends`` are the candidates in any
-        order, ends relative to the payload. ``newlines``: as a kernel has counted them; None: they are counted here.
+        order, ends relative to the payload. ``newlines``: the payload's, as a kernel has counted them; None: they are
+        counted here.
 
         The slot is free when this returns.
         """
         if newlines is None:
-            index = empty_index(payload)
-            newlines = count_newlines(as_bytes(slot), at, payload, index)
+            text, index = as_bytes(slot), empty_index(payload)
+            newlines = count_newlines(text, at, payload, index)
         last = newlines.last + offset if newlines.count else NO_NEWLINE
         extent = ExtentMatches(offset, offset + payload, newlines.count, last)
         if len(patterns) or self._plans.in_slot:
@@ -285,7 +300,7 @@ class Confirmer:
             first = at - 1 if offset else at
             assert first >= 0, "no byte of context before the payload"
             view = memoryview(slot)[first : at + payload + after]
-            self._confirm(extent, view, at - first, patterns, ends, newlines.index)
+            self._confirm(extent, view, at - first, patterns, ends, newlines)
         if extent.candidates or self._plans.without_candidates:
             extent.index = copy_index(newlines.index, payload)
         return extent
@@ -297,18 +312,21 @@ class Confirmer:
         at: int,
         patterns: NDArray[Any],
         ends: NDArray[Any],
-        index: int,
+        newlines: Newlines,
     ) -> None:
-        offset, payload = extent.start, extent.stop - extent.start
-        keys = _keys(patterns, ends)
+        payload = extent.stop - extent.start
+        keys, rest = np.empty((2, len(ends)), np.int64)
+        spans = np.empty((len(ends), 3), np.int64)
+        keys = keys[: _keys(patterns, ends, keys)]
         keys.sort()
-        spans, rest = _split(keys, self._plans.literal_width, payload)
-        chains = self._chains(extent, view, at, payload, rest)
+        found, others = _split(keys, self._plans.literal_width, payload, spans, rest)
+        spans = spans[:found]
+        chains = self._chains(extent, view, at, payload, rest[:others])
         if chains:
-            chained = np.array(chains, np.int64).reshape(-1, 3)
+            chained = np.array(array("q", chains)).reshape(-1, 3)
             spans = np.concatenate([spans, chained]) if len(spans) else chained
         if len(spans):
-            extent.marked = mark(as_bytes(view), at, index, spans, offset)
+            extent.marked = mark(newlines.text, newlines.index, spans, extent.start)
 
     def _chains(self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints) -> list[int]:
         """Chains that RE2 confirms, as ``_bounded_chain`` has them; to ``extent`` the candidates that are left to the

@@ -61,13 +61,13 @@ def borders(text: Bytes, foreign: NDArray[np.bool_], low: int, middle: int, high
 
 @dataclass(slots=True)
 class Newlines:
-    """What is known of a payload's newlines: how many, where the last is, and the index (``abi.NEWLINE_CHUNK``)."""
+    """What is known of a payload's newlines: how many, where the last is (an offset in the payload, or -1), and the
+    addresses of the payload's first byte and of its index's word for chunk 0 (``abi.NEWLINE_CHUNK``)."""
 
     count: int
     last: int
-    """Its offset in the payload; -1 where there is none."""
+    text: int
     index: int
-    """The address of the word for the payload's first chunk."""
 
 
 def empty_index(payload: int) -> Index:
@@ -76,11 +76,11 @@ def empty_index(payload: int) -> Index:
 
 
 def count_newlines(text: Bytes, at: int, payload: int, index: Index) -> Newlines:
-    """Count the newlines of ``text[at:at + payload]`` as a kernel does, and fill ``index``, which the caller keeps as
+    """Count the newlines of ``text[at:at + payload]`` as a kernel does, and fill ``index``. The caller keeps both as
     long as it uses what is returned."""
-    count = _count(text, at, payload, index.ctypes.data)
-    last = last_newline(text, at, at + payload)
-    return Newlines(count, last - at if count else -1, index.ctypes.data)
+    address = text.ctypes.data + at
+    count = index_newlines(address, payload, index.ctypes.data)
+    return Newlines(count, last_newline_at(address, payload), address, index.ctypes.data)
 
 
 def copy_index(address: int, payload: int) -> Index:
@@ -92,18 +92,13 @@ def copy_index(address: int, payload: int) -> Index:
 
 
 @hot
-def _count(text: Bytes, at: int, payload: int, index: int) -> int:
-    return index_newlines(text.ctypes.data + at, payload, index)
-
-
-@hot
-def newlines_before(text: Bytes, at: int, index: int, starts: Ints, counts: Ints, lasts: Ints) -> None:
-    """For each of ``starts`` (ascending, in the payload at ``text[at:]``): the newlines of the payload before it, and
-    the offset of the last of them (or -1). ``index``: the payload's; 0: there is none, and all are counted.
+def newlines_before(text: int, index: int, starts: Ints, counts: Ints, lasts: Ints) -> None:
+    """For each of ``starts`` (ascending, in the payload at address ``text``): the newlines of the payload before it,
+    and the offset of the last of them (or -1). ``index``: the address of the payload's; 0: there is none, and all are
+    counted.
 
     Of the text no more is looked at than the part of a chunk before each start and what lies before it in its line.
     """
-    address = text.ctypes.data + at
     done = 0
     total = 0
     last = -1
@@ -116,14 +111,14 @@ def newlines_before(text: Bytes, at: int, index: int, starts: Ints, counts: Ints
             begin = done
         else:
             count = indexed(index, chunk)
-        count += newlines_at(address + begin, start - begin)
+        count += newlines_at(text + begin, start - begin)
         if count > total:
-            found = last_newline_at(address + begin, start - begin)
+            found = last_newline_at(text + begin, start - begin)
             while found < 0:  # never without an index: then it stands behind ``done``
                 chunk -= 1
                 begin = chunk * abi.NEWLINE_CHUNK
                 if indexed(index, chunk) < count:
-                    found = last_newline_at(address + begin, abi.NEWLINE_CHUNK)
+                    found = last_newline_at(text + begin, abi.NEWLINE_CHUNK)
             last = begin + found
             total = count
         done = start

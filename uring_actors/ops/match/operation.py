@@ -33,6 +33,7 @@ from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
 from uring_actors.ops.match.reports import SCHEMAS, Report, make_report, nothing_decided
+from uring_actors.ops.match.rows import NO_ROWS
 from uring_actors.ops.match.settle import FileSettler, Settled
 from uring_actors.ops.match.window import LocalFile
 from uring_actors.plan import FileBatch, FileEntry
@@ -203,7 +204,7 @@ class MatchSettler:
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
         self._newlines, self._newline_bytes = arena.at(layout.newlines), layout.newline_bytes
-        self._view = arena.view
+        self._view, self._address = arena.view, arena.address
         self._plans = plans
         # Without a candidate such plans find nothing.
         self._candidates_only = not plans.in_slot and not plans.without_candidates
@@ -236,7 +237,8 @@ class MatchSettler:
         if self._candidates_only:
             rows = self._pass_whole_files(rows)
         for row in rows.tolist():
-            self._settle_slot(row)
+            if not self._settle_empty(row):
+                self._settle_slot(row)
 
     def _pass_whole_files(self, rows: SlotRows) -> SlotRows:
         """Settle the files of one extent without any candidate; the other rows."""
@@ -271,6 +273,28 @@ class MatchSettler:
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         return self._report.take(everything=everything)
 
+    def _settle_empty(self, row: list[int]) -> bool:
+        """Settle a slot without any candidate, where nothing else hangs on it; whether that was so."""
+        flags = row[ring.COLUMN_FLAGS]
+        if row[ring.COLUMN_HIT_COUNT] or row[ring.COLUMN_STATUS] != abi.DONE or flags & abi.FLAG_FAILED:
+            return False
+        file = self._open.get(row[ring.COLUMN_FILE_ID])
+        if file is None or file.left == 1 or not self._candidates_only:
+            return False
+        start, payload, settler = row[ring.COLUMN_FILE_OFFSET], row[ring.COLUMN_PAYLOAD_BYTES], file.settler
+        newlines, newline = row[ring.COLUMN_NEWLINES], start + row[ring.COLUMN_LAST_NEWLINE]
+        if not settler.add_empty(row[ring.COLUMN_EXTENT_ID], start + payload, newlines, newline):
+            return False
+        self.bytes += payload
+        file.left -= 1
+        if self._plans.unbounded:  # rows may have waited for what this decides
+            entry = file.entry
+            with settler.window.lent(*self._text(row)):
+                more = self._report.add(entry.id, entry.path, NO_ROWS, settler.decided, settler.window)
+            if not more:
+                self._finish(file, more=False)
+        return True
+
     def _settle_slot(self, row: list[int]) -> None:
         file = self._file(row[ring.COLUMN_FILE_ID])
         if file is None:
@@ -284,21 +308,25 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                text = self._text(row)
-                more = self._emit(file, file.settler.add(extent, result, *text), *text)
+                with file.settler.window.lent(*self._text(row)):
+                    more = self._emit(file, file.settler.add(extent, result))
             file.left -= 1
+        if not more or file.left == 0:
+            self._finish(file, more=more, opened=opened)
+
+    def _finish(self, file: _OpenFile, *, more: bool, opened: bool = True) -> None:
+        """The file is done with: all of it is settled, or no ``more`` of it is wanted."""
         if not more and file.left > 0:
             self._stopped.add(file.entry.id)
             say_enough(self._enough, file.entry.id)
-        if not more or file.left == 0:
-            if more and file.cut_failure is not None:
-                self.failures.append(file.cut_failure)
-            file.settler.close()
-            del self._open[file.entry.id]
-            self._report.end(file.entry.id, file.entry.path, opened=opened)
-            self.failures.extend(self._report.take_failures())
-            self.files += 1
-            self.settled.append(file.entry.id)
+        if more and file.cut_failure is not None:
+            self.failures.append(file.cut_failure)
+        file.settler.close()
+        del self._open[file.entry.id]
+        self._report.end(file.entry.id, file.entry.path, opened=opened)
+        self.failures.extend(self._report.take_failures())
+        self.files += 1
+        self.settled.append(file.entry.id)
 
     def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
         """What the file's settler gets for this slot; None for what lies behind the end of a shrunken file."""
@@ -346,7 +374,9 @@ class MatchSettler:
             offset=start,
             patterns=patterns,
             ends=ends,
-            newlines=Newlines(row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE], index),
+            newlines=Newlines(
+                row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE], self._address + base + at, index
+            ),
         )
 
     def _hits(self, row: list[int]) -> Hits:
@@ -368,8 +398,8 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> bool:
-        """Whether more of this file is wanted. ``text``: the slot's bytes, from ``base`` on."""
+    def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
+        """Whether more of this file is wanted."""
         entry, window = file.entry, file.settler.window
         for k, part in enumerate(settled):
             for fault in part.faults:
@@ -379,7 +409,6 @@ class MatchSettler:
                 )
             # Of several extents settled at once only the last says what is decided: rows of the others may wait.
             decided = file.settler.decided if k == len(settled) - 1 else nothing_decided
-            with window.lent(text, base):
-                if not self._report.add(entry.id, entry.path, part.rows, decided, window):
-                    return False
+            if not self._report.add(entry.id, entry.path, part.rows, decided, window):
+                return False
         return True

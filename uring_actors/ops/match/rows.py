@@ -32,7 +32,7 @@ class Row(NamedTuple):
     text: bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Marked:
     """Matches in the order of (start, pattern), with newlines counted from a common origin.
 
@@ -79,7 +79,7 @@ class Marked:
         return whole.take(in_order(whole.start, whole.pattern))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Rows:
     """Settled matches of one file. ``line`` and ``column`` count from 1; 0 stands for unknown (null)."""
 

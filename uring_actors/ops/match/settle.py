@@ -34,7 +34,6 @@ from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Row, Rows
 from uring_actors.ops.match.unbounded import Found, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
 
-_NOTHING = memoryview(b"")
 _APART = 4 * abi.NEWLINE_CHUNK
 """Matches that start so far from each other have what lies between them left out when newlines are counted."""
 _UNKNOWN = -2
@@ -56,7 +55,7 @@ class Fault:
     pattern: int | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Settled:
     """What became final when an extent was settled: rows that start in it, and rows of unbounded patterns."""
 
@@ -102,23 +101,41 @@ class FileSettler:
             return self._frontier
         return min(self._frontier, self._unbounded.decided(self._frontier, self._newline))
 
-    def add(
-        self, extent: int, result: ExtentMatches | Unread, text: memoryview = _NOTHING, base: int = 0
-    ) -> list[Settled]:
-        """Take extent number ``extent``; what became final by it, in order. ``text``: the bytes from ``base`` on,
-        where they are still in memory: they are not read again, and not kept.
+    def add_empty(self, extent: int, stop: int, newlines: int, newline: int) -> bool:
+        """Take extent number ``extent``, up to ``stop``, in which no engine saw anything, where nothing else hangs on
+        it: it is the next, no match runs into it, and no search is under way. It has ``newlines``, the last at
+        ``newline``. False: not taken, it is for ``add``."""
+        if extent != self._next or self._waiting or self._resume:
+            return False
+        if self._unbounded is not None and self._unbounded.searching:
+            return False
+        if newlines:
+            self._newline = newline
+            if self._lines != _UNKNOWN:
+                self._lines += newlines
+        self._frontier = stop
+        if self._unbounded is not None:
+            self._unbounded.borders.add(stop, self._lines, self._newline)
+        self._next += 1
+        if stop == self.size:
+            self.close()
+        return True
 
-        Every extent appears in exactly one ``Settled``, its own; it may come out of a later call.
+    def add(self, extent: int, result: ExtentMatches | Unread) -> list[Settled]:
+        """Take extent number ``extent``; what became final by it, in order. Whoever has its bytes in memory lends
+        them to ``window`` meanwhile.
+
+        Every extent appears in exactly one ``Settled``, its own, unless ``add_empty`` took it; it may come out of a
+        later call.
         """
         assert extent >= self._next, f"extent {extent} was settled before"
         assert extent not in self._waiting, f"extent {extent} came twice"
         self._waiting[extent] = result
         done = []
-        with self.window.lent(text, base):
-            while (ready := self._waiting.pop(self._next, None)) is not None:
-                assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
-                done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
-                self._next += 1
+        while (ready := self._waiting.pop(self._next, None)) is not None:
+            assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
+            done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
+            self._next += 1
         if self.finished:
             self.close()
         return done
@@ -199,7 +216,7 @@ class FileSettler:
         else:
             dropped, bounds = _chain_until_met(pattern, view, base, resume, extent.stop, starts, ends)
         spans = np.column_stack([np.full(len(bounds), index, np.int64), bounds - extent.start])
-        return dropped, mark(as_bytes(view), extent.start - base, 0, spans, extent.start)
+        return dropped, mark(as_bytes(view).ctypes.data + extent.start - base, 0, spans, extent.start)
 
 
 @hot
@@ -247,24 +264,22 @@ def _chain_until_met(
 
 
 @hot
-def _place(start: Ints, end: Ints, newlines: Ints, newline: Ints, lines: int, before: int) -> tuple[Ints, Ints, int]:
-    """Lines and columns, and the furthest end; ``_absolute`` says of what."""
-    line, column = np.zeros((2, start.size), np.int64)
+def _place(start: Ints, end: Ints, newlines: Ints, newline: Ints, lines: int, before: int) -> int:
+    """Newlines become lines, the last newline's offset the column; the furthest end. ``_absolute`` says of what."""
     reach = 0
     for k in range(start.size):
         last = before if newline[k] == NO_NEWLINE else newline[k]
-        if lines != _UNKNOWN:
-            line[k] = lines + newlines[k] + 1
-        if last != _UNKNOWN:
-            column[k] = start[k] - last
+        newlines[k] = 0 if lines == _UNKNOWN else lines + newlines[k] + 1
+        newline[k] = 0 if last == _UNKNOWN else start[k] - last
         reach = max(reach, end[k])
-    return line, column, reach
+    return reach
 
 
 def _absolute(marked: Marked, lines: int, newline: int) -> tuple[Rows, int]:
-    """``marked`` counts from a border with ``lines`` newlines before it, the last at ``newline``. And where the match
-    that ends last ends."""
-    line, column, reach = _place(marked.start, marked.end, marked.newlines, marked.newline, lines, newline)
+    """``marked`` counts from a border with ``lines`` newlines before it, the last at ``newline``; its arrays become
+    the rows'. And where the match that ends last ends."""
+    line, column = marked.newlines, marked.newline
+    reach = _place(marked.start, marked.end, line, column, lines, newline)
     return Rows(marked.pattern, marked.start, marked.end, line, column, marked.offsets, marked.data), reach
 
 
@@ -308,6 +323,11 @@ class _Unbounded:
         self._given_up: set[int] = set()
         self._index: Index | None = None  # of the extent that was settled last …
         self._indexed = 0  # … which begins here
+
+    @property
+    def searching(self) -> bool:
+        """Whether any search has been made."""
+        return bool(self._searches)
 
     def decided(self, frontier: int, newline: int) -> int:
         """No match that is still to be found starts before this offset; as ``Search.decided``."""
@@ -444,5 +464,5 @@ class _Unbounded:
         view, base = self._window.view(border + chunk * abi.NEWLINE_CHUNK, starts[-1], before=0)
         places = np.array(starts) - border
         counts, lasts = np.empty((2, len(starts)), np.int64)
-        newlines_before(as_bytes(view), border - base, address, places, counts, lasts)
+        newlines_before(as_bytes(view).ctypes.data + border - base, address, places, counts, lasts)
         return counts.tolist(), lasts.tolist()
