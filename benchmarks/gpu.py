@@ -155,7 +155,14 @@ def right(arena: Arena, opcode: int, payload: int, automata: Automata | None) ->
     hits = block[abi.RESULT_HITS // 4 :][: 4 * arena.layout.hit_capacity].reshape(-1, 4)[: len(wanted)]
     kept = min(len(wanted), arena.layout.hit_capacity)
     found = {(int(pattern), int(end)) for pattern, _, end, _ in hits[:kept]}
-    return int(block[0]) == len(wanted) and found <= set(wanted) and int(block[2]) == int((text == 10).sum())
+    counts = np.add.reduceat(text == 10, np.arange(0, payload, abi.NEWLINE_CHUNK), dtype=np.int64).cumsum()
+    index = arena.words(arena.layout.newline_index(0), len(counts))
+    return (
+        int(block[0]) == len(wanted)
+        and found <= set(wanted)
+        and int(block[2]) == counts[-1]
+        and bool((index[1:] == counts[:-1]).all())
+    )
 
 
 def hand_over_us(arena: Arena, blocks: int | None, rounds: int = 20000) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -14,6 +14,7 @@ import numpy as np
 import re2
 
 from uring_actors.ops.match.confirm import Confirmer, Unread
+from uring_actors.ops.match.newlines import Newlines, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import PlanSet, compile_source
 from uring_actors.ops.match.settle import Fault, FileSettler, Settled
@@ -162,19 +163,13 @@ class Cut:
                 hits += [(p.index, e) for e in range(end - start + 1)]
             hits += [(p.index, self.rng.randint(0, end - start)) for _ in range(self.rng.randrange(4))]
         self.rng.shuffle(hits)
-        if hits and not self.plans.in_slot and self.rng.random() < 0.5:  # as the kernel gives a few
-            result = self.confirmer.confirm_few(
-                memoryview(slot),
-                at=before,
-                payload=stop - start,
-                after=end - stop,
-                offset=start,
-                found=[(i, e, data.count(b"\n", start, start + e)) for i, e in hits],
-                newlines=data.count(b"\n", start, stop),
-                newline=data.rfind(b"\n", start, stop) - start,
-            )
-            slot[:] = b"#" * len(slot)
-            return result
+        counted = None
+        if self.rng.random() < 0.5:  # as a kernel counts them
+            index = np.array([data.count(b"\n", start, low) for low in range(start, stop + 1, 4096)], np.uint32)
+            index[0] = self.rng.getrandbits(32)  # nobody writes it
+            last = data.rfind(b"\n", start, stop)
+            text = as_bytes(slot).ctypes.data + before
+            counted = Newlines(data.count(b"\n", start, stop), max(-1, last - start), text, index.ctypes.data)
         patterns, ends = np.array([h[0] for h in hits], np.int32), np.array([h[1] for h in hits], np.int64)
         result = self.confirmer.confirm(
             memoryview(slot),
@@ -184,9 +179,16 @@ class Cut:
             offset=start,
             patterns=patterns,
             ends=ends,
+            newlines=counted,
         )
         slot[:] = b"#" * len(slot)  # the slot is somebody else's from here on
         return result
+
+    def _is_empty(self, result: Any) -> bool:
+        """Whether it may be settled as an extent in which no engine saw anything; chosen at random."""
+        if isinstance(result, Unread) or self.plans.in_slot or self.plans.without_candidates:
+            return False
+        return not len(result.marked) and not result.candidates and self.rng.random() < 0.7
 
     def settle(
         self,
@@ -199,11 +201,17 @@ class Cut:
             self.plans, len(self.data), open_reader or (lambda: Memory(self.data)), window_limit=window_limit
         )
         order = list(enumerate(self.starts()))
-        self.rng.shuffle(order)
+        if self.rng.random() < 0.7:
+            self.rng.shuffle(order)
         settled: list[Settled] = []
+        empty = []
         for k, start in order:
             stop = min(len(self.data), start + self.payload)
-            settled += settler.add(k, Unread(start, stop, 5) if k in unread else self.extent(start))
+            result = Unread(start, stop, 5) if k in unread else self.extent(start)
+            if self._is_empty(result) and settler.add_empty(k, stop, result.newlines, result.newline):
+                empty.append(k)
+            else:
+                settled += settler.add(k, result)
         assert settler.finished
-        assert [s.extent for s in settled] == list(range(len(order)))
+        assert sorted([s.extent for s in settled] + empty) == list(range(len(order)))
         return as_rows(settled), [f for s in settled for f in s.faults]

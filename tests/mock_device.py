@@ -178,6 +178,9 @@ class MockDevice:
             if slot[12] not in self.sets:
                 raise Refusal(abi.REASON_ARGUMENT)
             self._match(self.sets[slot[12]], text, self.data[at : at + size + halo], block)
+            index = self.arena.words(layout.newlines + where * layout.newline_bytes, layout.newline_bytes // 4)
+            for chunk in range(1, -(-size // 4096)):
+                index[begin // 4096 + chunk] = np.count_nonzero(text[: chunk * 4096] == 10)
             return
         block[:2] = 0
         for part in self._blocks(text, slot[8] | slot[9] << 32, slot[12]):

@@ -12,7 +12,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 
 CONSTANTS = {
-    "VERSION": 2,
+    "VERSION": 3,
     "MAGIC": 0x4E52415443415255,
     "PAGE": 4096,
     "CACHE_LINE": 64,
@@ -162,7 +162,7 @@ CONSTANTS = {
     "HIT_FLAGS": 12,
     "NO_NEWLINE": 0xFFFFFFFF,
     "HIT_NO_START": 0xFFFFFFFF,
-    "HIT_COUNTED": 0x80000000,
+    "NEWLINE_CHUNK": 4096,
     "LOG_BYTES": 16384,
     "LOG_RECORD_WORDS": 4,
     "WRAP": 0xFFFFFFFF,
@@ -185,8 +185,10 @@ LAYOUTS = {
         "log": 24576,
         "channels": 40960,
         "results": 45056,
-        "data": 49152,
-        "total": 53248,
+        "newlines": 49152,
+        "newline_bytes": 64,
+        "data": 53248,
+        "total": 57344,
     },
     (3, 5, 65536, 8192): {
         "slots": 15,
@@ -203,8 +205,10 @@ LAYOUTS = {
         "log": 24576,
         "channels": 40960,
         "results": 49152,
-        "data": 172032,
-        "total": 1155072,
+        "newlines": 172032,
+        "newline_bytes": 64,
+        "data": 176128,
+        "total": 1159168,
     },
     (70, 16, 1048576, 16384): {
         "slots": 1120,
@@ -221,8 +225,10 @@ LAYOUTS = {
         "log": 299008,
         "channels": 315392,
         "results": 18817024,
-        "data": 37167104,
-        "total": 1211572224,
+        "newlines": 37167104,
+        "newline_bytes": 1024,
+        "data": 38313984,
+        "total": 1212719104,
     },
 }
 
@@ -247,6 +253,7 @@ def parts(layout: ArenaLayout) -> list[tuple[str, int, int]]:
         ("log", layout.log, 16384),
         ("channels", layout.channels, (2 * lanes + 1) * (128 + 32 * layout.channel_records)),
         ("results", layout.results, slots * layout.result_bytes),
+        ("newlines", layout.newlines, slots * -(-layout.slot_bytes // 65536) * 64),
         ("data", layout.data, slots * layout.slot_bytes),
     ]
 
@@ -275,7 +282,8 @@ def test_per_lane_and_per_slot_offsets():
     assert [layout.credits(lane) for lane in range(3)] == [42112, 44416, 46720]
     assert layout.retired() == 47872
     assert [layout.result(slot) for slot in (0, 1, 14)] == [49152, 57344, 163840]
-    assert [layout.slot(slot) for slot in (0, 1, 14)] == [172032, 237568, 1089536]
+    assert [layout.newline_index(slot) for slot in (0, 1, 14)] == [172032, 172096, 172928]
+    assert [layout.slot(slot) for slot in (0, 1, 14)] == [176128, 241664, 1093632]
 
 
 @given(layouts)
@@ -299,6 +307,7 @@ def test_bells_channels_results_and_slots_do_not_overlap_and_keep_their_alignmen
     last = layout.lanes * layout.slots_per_lane - 1
     for slot in {0, last // 2, last}:
         spans += [(layout.result(slot), layout.result_bytes), (layout.slot(slot), layout.slot_bytes)]
+        spans += [(layout.newline_index(slot), layout.slot_bytes // 1024)]
         assert layout.result(slot) % 4096 == layout.slot(slot) % 4096 == 0
     spans.sort()
     assert all(offset % 64 == 0 for offset, _ in spans)

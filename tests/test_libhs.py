@@ -7,16 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import re2
-from hypothesis import given
-from hypothesis import strategies as st
 
 import uring_actors as ua
 from tests import oracle, processes
 from uring_actors import doctor
-from uring_actors.arena import abi
 from uring_actors.errors import PipelineError
 from uring_actors.megakernel import match
 from uring_actors.ops.match import engine as engine_module
@@ -129,24 +125,6 @@ def test_hits_without_room_are_found_again() -> None:
     text = b"ab" * 3000
     for room in (0, 1, 8999, 9000, 9001):
         assert len(engine.scratch().find(memoryview(text), room=room)) == 3000 + 3000
-
-
-@given(
-    text=st.lists(st.sampled_from([b"a", b"\n", b"b" * 70]), max_size=30).map(b"".join),
-    places=st.lists(st.integers(0, 300), min_size=1, max_size=match.FEW),
-)
-def test_newlines_before_a_hit_are_counted(text: bytes, places: list[int]) -> None:
-    """Whatever their order, they come out by their ends: hits of several databases, or of a GPU, don't come so."""
-    places = [min(place, len(text)) for place in places]
-    hits = np.zeros((len(places), 4), np.uint32)
-    hits[:, abi.HIT_PATTERN // 4] = range(len(places))
-    hits[:, abi.HIT_END // 4] = places
-    address = np.frombuffer(text or b"x", np.uint8).ctypes.data
-    match.count_newlines_before(address, hits.ctypes.data, len(places))
-    assert hits[:, abi.HIT_END // 4].tolist() == sorted(places)
-    assert sorted(hits[:, 0].tolist()) == list(range(len(places)))
-    assert [places[i] for i in hits[:, 0]] == sorted(places)
-    assert hits[:, 3].tolist() == [abi.HIT_COUNTED | text.count(b"\n", 0, place) for place in sorted(places)]
 
 
 def tree(root: Path, dense: int) -> Path:

@@ -8,14 +8,18 @@ import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uring_actors.arena import abi
+from uring_actors.megakernel.newlines import newlines_at
 from uring_actors.ops.match import planset
 from uring_actors.ops.match.newlines import (
     as_bytes,
+    copy_index,
     copy_ranges,
     count_newlines,
+    empty_index,
     first_newline,
     last_newline,
-    mark_newlines,
+    newlines_before,
 )
 
 texts = st.lists(st.sampled_from([b"\n", b"a", b"\x0b", b"\x8a", b"\x00" * 9, b"\xff"]), max_size=80).map(b"".join)
@@ -26,21 +30,46 @@ texts = st.lists(st.sampled_from([b"\n", b"a", b"\x0b", b"\x8a", b"\x00" * 9, b"
 def test_counting_and_finding(text: bytes, low: int, cut: int) -> None:
     low, high = min(low, len(text)), max(min(low, len(text)), len(text) - cut)
     array = as_bytes(text)
-    assert count_newlines(array, low, high) == text.count(b"\n", low, high)
+    assert newlines_at(array.ctypes.data + low, high - low) == text.count(b"\n", low, high)
     assert last_newline(array, low, high) == text.rfind(b"\n", low, high)
     assert first_newline(array, low, high) == text.find(b"\n", low, high)
 
 
+CHUNK = abi.NEWLINE_CHUNK
+
+
+def long_texts(draw: st.DrawFn) -> bytes:
+    """Several chunks with newlines at random, and mostly at their borders; some chunks may have none."""
+    size = draw(st.one_of(st.integers(0, 200), st.integers(0, 4).map(lambda k: k * CHUNK), st.integers(0, 4 * CHUNK)))
+    size = max(0, size + draw(st.integers(-2, 2)))
+    near = st.builds(lambda k, more: k * CHUNK + more, st.integers(0, 4), st.integers(-2, 2))
+    text = bytearray(b"a" * size)
+    for place in draw(st.lists(st.one_of(near, st.integers(0, 4 * CHUNK)), max_size=12)):
+        if 0 <= place < size:
+            text[place] = 10
+    return bytes(text)
+
+
 @settings(deadline=None)  # the first call compiles
-@given(text=texts, places=st.lists(st.integers(0, 80), max_size=9), begin=st.integers(0, 5))
-def test_marks(text: bytes, places: list[int], begin: int) -> None:
-    begin = min(begin, len(text))
-    starts = np.array(sorted(p for p in places if begin <= p <= len(text)), np.int64)
+@given(data=st.data(), at=st.integers(0, 70), with_index=st.booleans())
+def test_the_index_and_what_is_counted_by_it(data: st.DataObject, at: int, with_index: bool) -> None:
+    payload = data.draw(st.composite(long_texts)())
+    text = b"\n" * at + payload + b"\n"
+    index = empty_index(len(payload))
+    index[:] = 0xFFFFFFFF
+    found = count_newlines(as_bytes(text), at, len(payload), index)
+    assert (found.count, found.last) == (payload.count(b"\n"), payload.rfind(b"\n"))
+    assert index[1:].tolist() == [payload.count(b"\n", 0, k) for k in range(CHUNK, len(payload), CHUNK)]
+    assert index[0] == 0xFFFFFFFF, "the word of chunk 0 may be another file's"
+    border = st.builds(lambda k, more: k * CHUNK + more, st.integers(0, 4), st.integers(-2, 2))
+    places = data.draw(st.lists(st.one_of(border, st.integers(0, 4 * CHUNK)), max_size=9))
+    starts = np.array(sorted(p for p in places if 0 <= p < len(payload)), np.int64)
     counts, lasts = np.empty((2, len(starts)), np.int64)
-    whole = mark_newlines(as_bytes(text), begin, len(text), starts, counts, lasts)
-    assert whole == (text.count(b"\n", begin), text.rfind(b"\n", begin))
-    assert counts.tolist() == [text.count(b"\n", begin, s) for s in starts]
-    assert lasts.tolist() == [text.rfind(b"\n", begin, s) for s in starts]
+    assert found.text == as_bytes(text).ctypes.data + at
+    newlines_before(found.text, found.index if with_index else 0, starts, counts, lasts)
+    assert counts.tolist() == [payload.count(b"\n", 0, s) for s in starts]
+    assert lasts.tolist() == [payload.rfind(b"\n", 0, s) for s in starts]
+    assert copy_index(found.index, len(payload)).tolist() == [0, *index[1:].tolist()]
 
 
 def test_ranges_are_copied() -> None:

@@ -28,6 +28,7 @@ MAKE: dict[str, Callable[[Arena], Kernel | None]] = {
     "cuda": cuda.CudaKernel,
 }
 CHUNK = 1 << 16
+UNWRITTEN = 0xABCDEF01
 DONE, FAULT = abi.DONE, abi.FAULT
 
 
@@ -70,6 +71,14 @@ def run(kernel: Megakernel, opcode: int, args: tuple[int, ...] = (), **options: 
 
 def reason(kernel: Megakernel) -> int:
     return kernel.read_slot((kernel.tail - 1) & (kernel.ring_slots - 1)).priority
+
+
+def indexed(text: np.ndarray, begin: int, size: int) -> list[int]:
+    """The newline index of a slot of which only this payload was searched, as ``abi`` describes it."""
+    index = [UNWRITTEN] * (CHUNK // 4096)
+    for chunk in range(1, -(-size // 4096)):
+        index[begin // 4096 + chunk] = int((text[begin : begin + chunk * 4096] == 10).sum())
+    return index
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -239,12 +248,17 @@ def test_matches_of_a_loaded_set(kernel: Megakernel) -> None:
         pytest.skip("the CPU kernel matches by libhs")
     layout = kernel.arena.layout
     text = np.frombuffer(kernel.arena.view, np.uint8, CHUNK, layout.slot(0))
+    index = kernel.arena.words(layout.newline_index(0), CHUNK // abi.NEWLINE_CHUNK)
     for words in (["needle", "eedl"], [f"word{i}x" for i in range(300)]):
         automata = build(device_plans(compile_patterns([Literal(word) for word in words]))[1])
         number = device.load(automata)
         pieces = [f"{word} \n".encode() for word in words] * 9
         text[:] = np.frombuffer(b"".join(pieces).ljust(CHUNK, b".")[:CHUNK], np.uint8)
-        for begin, size, halo in ((0, CHUNK, 0), (4096, 5000, 7), (64, 1, 0), (32, 0, 0), (0, 40000, 33)):
+        shapes = [(0, CHUNK, 0), (4096, 5000, 7), (64, 1, 0), (32, 0, 0), (0, 40000, 33), (4080, 8192, 0)]
+        for more in (-1, 0, 1):
+            shapes += [(16, 32768 + more, 4000), (8176, 4096 * 3 + more, 9)]
+        for begin, size, halo in shapes:
+            index[:] = UNWRITTEN
             args = scan_args(0, size, payload_offset=begin, halo_bytes=halo, operation=number)
             assert run(kernel, abi.OP_SCAN_MATCH, args) == DONE
             result = kernel.result(0)
@@ -255,10 +269,11 @@ def test_matches_of_a_loaded_set(kernel: Megakernel) -> None:
             assert found == wanted if not result.overflow else set(found) <= set(wanted)
             newlines = np.flatnonzero(text[begin : begin + size] == 10).tolist()
             assert (result.newlines, result.last_newline) == (len(newlines), newlines[-1] if newlines else None)
+            assert index.tolist() == indexed(text, begin, size)
         device.unload(number)
         assert run(kernel, abi.OP_SCAN_MATCH, scan_args(0, 64, operation=number)) == FAULT
         assert reason(kernel) == abi.REASON_ARGUMENT
-    del text
+    del text, index
 
 
 def test_a_kernel_is_followed_by_another(make: Callable[[], Megakernel]) -> None:

@@ -207,8 +207,8 @@ class Drive:
                 patterns=patterns,
                 ends=ends,
             )
-            for part in settler.add(number, extent, text, start - lead):
-                with settler.window.lent(text, start - lead):
+            with settler.window.lent(text, start - lead):
+                for part in settler.add(number, extent):
                     assert report.add(0, path, part.rows, nothing_decided, settler.window)
         report.end(0, path, opened=True)
         batches = report.take(everything=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.extents import literal, plan
 from uring_actors.ops.match.confirm import Confirmer
-from uring_actors.ops.match.newlines import as_bytes, count_newlines
+from uring_actors.ops.match.newlines import Newlines, as_bytes, count_newlines, empty_index
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import PlanSet
 from uring_actors.ops.match.settle import FileSettler
@@ -35,12 +35,16 @@ def test_costs() -> None:
     ends = (np.arange(hits, dtype=np.int64) + 1) * len(line) - 1
     which = np.zeros(hits, np.int32)
     none = which[:0], ends[:0]
+    index = empty_index(SLOT)
+    known = count_newlines(as_bytes(slot), 1, SLOT, index)
     lines = []
     for name, kind in (("literal", Kind.LITERAL), ("bounded", Kind.BOUNDED)):
         plans = PlanSet([literal(0, b"foo") if kind is Kind.LITERAL else plan(0, kind, rb"\bfoo\b", (3, 3))])
         confirmer = Confirmer(plans)
 
-        def confirm(patterns: np.ndarray, ends: np.ndarray, known: int = -1, c: Confirmer = confirmer) -> object:
+        def confirm(
+            patterns: np.ndarray, ends: np.ndarray, known: Newlines | None = None, c: Confirmer = confirmer
+        ) -> object:
             return c.confirm(
                 slot,
                 at=1,
@@ -50,7 +54,6 @@ def test_costs() -> None:
                 patterns=patterns,
                 ends=ends,
                 newlines=known,
-                newline=9,
             )
 
         result = confirm(which, ends)
@@ -58,7 +61,7 @@ def test_costs() -> None:
         full = best(lambda f=confirm: f(which, ends), 20)
         lines.append(f"{name}: {full * 1e6:.0f} µs for {hits} hits, {full / hits * 1e9:.0f} ns a hit")
         lines.append(f"  no hits: {best(lambda f=confirm: f(*none), 50) * 1e6:.1f} µs with newlines to count")
-        lines.append(f"  no hits, newlines known: {best(lambda f=confirm: f(*none, 7), 500) * 1e6:.2f} µs")
+        lines.append(f"  no hits, newlines known: {best(lambda f=confirm: f(*none, known), 500) * 1e6:.2f} µs")
 
         def settle(result: object, n: int = 200, plans: PlanSet = plans) -> None:
             settler = FileSettler(plans, 2 * SLOT * n, lambda: None)
@@ -73,5 +76,5 @@ def test_costs() -> None:
         whole = best(lambda p=plans, e=empty: FileSettler(p, SLOT, lambda: None).close(), 500)
         lines.append(f"  a file's settler: {whole * 1e6:.2f} µs")
     text = as_bytes(slot)
-    lines.append(f"newlines: {SLOT / best(lambda: count_newlines(text, 1, SLOT), 50) / 1e9:.1f} GB/s")
+    lines.append(f"newlines: {SLOT / best(lambda: count_newlines(text, 1, SLOT, index), 50) / 1e9:.1f} GB/s")
     print("", *lines, sep="\n")

@@ -5,7 +5,8 @@ are generated from this module. Change ``VERSION`` with anything else in here.
 
 The arena, page-aligned parts in this order (``ArenaLayout`` has their offsets):
 
-    header · control words · state lines · ring · publish order · debug log · channels · result blocks · data slots
+    header · control words · state lines · ring · publish order · debug log · channels · result blocks ·
+    newline indexes · data slots
 
 Who writes what (one writer at a time, each hand-over a release-store that the next owner reads with acquire):
 
@@ -20,6 +21,7 @@ Who writes what (one writer at a time, each hand-over a release-store that the n
     data slot              lane (kernel: DMA) → publisher → kernel → kernel host → back by credit
     a lane's SAMPLE words  whoever has the timed extent's data slot; BUSY: lane sets it, publisher clears it
     result block           the kernel while its data slot is CLAIMED, then the kernel host reads
+    newline index          as its data slot's result block
     =====================  ==========================================================================
 """
 
@@ -28,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAGIC: Final = int.from_bytes(b"URACTARN", "little")
 PAGE: Final = 4096
 CACHE_LINE: Final = 64
@@ -205,10 +207,15 @@ HIT_BYTES: Final = 16
 HIT_PATTERN: Final = 0
 HIT_START: Final = 4  # offsets from the payload's first byte; HIT_NO_START: a candidate, only its end is known
 HIT_END: Final = 8
-HIT_FLAGS: Final = 12  # 0, or HIT_COUNTED and, below it, the newlines between the payload's first byte and the end
+HIT_FLAGS: Final = 12  # 0
 NO_NEWLINE: Final = 0xFFFFFFFF
 HIT_NO_START: Final = 0xFFFFFFFF
-HIT_COUNTED: Final = 0x80000000
+
+# ── newline index: one for each data slot, a word for each of its chunks; MATCH writes it ────────────────────
+# A payload (of a packed slot: each file's) at ``offset`` in the data slot has chunks of its own, counted from its
+# first byte. Word ``offset // NEWLINE_CHUNK + k`` has the newlines before its chunk k. The word of chunk 0 is neither
+# written nor read, so that no two files of a packed slot share a word.
+NEWLINE_CHUNK: Final = 4096
 
 LOG_BYTES: Final = 4 * PAGE
 LOG_RECORD_WORDS: Final = 4
@@ -276,6 +283,11 @@ class ArenaLayout:
         return (self.result_bytes - RESULT_HITS) // HIT_BYTES
 
     @property
+    def newline_bytes(self) -> int:
+        """Of a data slot's newline index: on cache lines of its own."""
+        return -(-self.slot_bytes // NEWLINE_CHUNK * 4 // CACHE_LINE) * CACHE_LINE
+
+    @property
     def packed_entries(self) -> int:
         """How many files a packed data slot can hold."""
         return packed_entries(self.slot_bytes)
@@ -313,8 +325,12 @@ class ArenaLayout:
         return self.channels + _pages((2 * self.lanes + 1) * self.channel_bytes)
 
     @property
-    def data(self) -> int:
+    def newlines(self) -> int:
         return self.results + self.slots * self.result_bytes
+
+    @property
+    def data(self) -> int:
+        return self.newlines + _pages(self.slots * self.newline_bytes)
 
     @property
     def total(self) -> int:
@@ -337,6 +353,9 @@ class ArenaLayout:
 
     def result(self, slot: int) -> int:
         return self.results + slot * self.result_bytes
+
+    def newline_index(self, slot: int) -> int:
+        return self.newlines + slot * self.newline_bytes
 
     def slot(self, slot: int) -> int:
         return self.data + slot * self.slot_bytes

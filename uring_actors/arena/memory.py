@@ -153,6 +153,8 @@ class Arena:
                 layout.hit_capacity,
                 self.at(layout.log),
                 layout.slots,
+                self.at(layout.newlines),
+                layout.newline_bytes,
             ],
             np.int64,
         )

@@ -251,11 +251,20 @@ class CudaKernel:
         self._copies = cupy.cuda.Stream(non_blocking=True)
         self._memory = [module, *memory]
         base = cupy.cuda.runtime.pointerGetAttributes(self._arena.address).devicePointer
-        offsets = (layout.control, layout.state, layout.ring, layout.results, layout.data, layout.log)
+        offsets = (
+            layout.control,
+            layout.state,
+            layout.ring,
+            layout.results,
+            layout.newlines,
+            layout.data,
+            layout.log,
+        )
         first = int(self._arena.words(layout.state + abi.STATE_CLAIM, 1)[0])
         arguments = (
             *(np.uint64(base + offset) for offset in offsets),
             np.uint64(layout.result_bytes),
+            np.uint64(layout.newline_bytes),
             np.uint64(layout.slot_bytes),
             np.uint32(layout.ring_slots - 1),
             np.uint32(layout.slots),

@@ -37,6 +37,7 @@ typedef unsigned long long u64;
 #define CHUNK_WORDS 8        // 32-bit words of a thread's piece of a tile, and what it warms an automaton up on at most
 #define CHUNK_STRIDE 9       // odd, so that the threads of a warp read from different banks
 static_assert((TILE_BYTES / 32 + 1) * CHUNK_STRIDE * 4 <= UA_SCRATCH_BYTES, "a tile, and the piece before it");
+static_assert(TILE_BYTES % UA_NEWLINE_CHUNK == 0 && UA_NEWLINE_CHUNK % 1024 == 0, "a chunk is the pieces of whole warps");
 static_assert(UA_CRC_POWERS_WORD * 4 <= UA_SCRATCH_BYTES && UA_USER_WORDS * 8 <= UA_SCRATCH_BYTES, "and other uses");
 #define MOST_GROUPS 8        // automata of a pattern set
 #define ACCEPTS 0x80000000u  // in a table's entry: words end in that state
@@ -48,9 +49,11 @@ struct Arena {  // host memory, as the device maps it
   u32* state;
   u32* ring;
   u8* results;
+  u8* newlines;
   u8* data;
   u32* log;
   u64 result_bytes;
+  u64 newline_bytes;
   u64 slot_bytes;
   u32 ring_mask;
   u32 data_slots;
@@ -557,7 +560,8 @@ __device__ PatternSet pattern_set(const u8* sets, u32 number) {
 }
 
 struct Found {  // shared memory of a worker
-  u32 count, newlines, last;
+  u32 count, last;
+  u32 newlines[32];  // by warp, of the tile at hand
 };
 
 // Write down every pattern that ends in this state, as far as the result block has room.
@@ -590,22 +594,35 @@ __device__ void walk(const PatternSet& set, u32 root, const u8* classes, const u
   }
 }
 
+// The first warp, for one tile from `start` on: newlines before each chunk that begins behind one of its pieces, to
+// `index`. `before`: those before the tile; returned: those before the next.
+__device__ u32 index_newlines(const u32* by_warp, u32 before, u32 start, u32 bytes, u32* index) {
+  const u32 t = threadIdx.x, behind = start + (t + 1) * (TILE_BYTES / 32);
+  u32 sum = by_warp[t];
+  for (u32 o = 1; o < 32; o <<= 1) {
+    const u32 other = __shfl_up_sync(~0u, sum, o);
+    if (t >= o) sum += other;
+  }
+  if (behind % UA_NEWLINE_CHUNK == 0 && behind < bytes) volatile_store(index + behind / UA_NEWLINE_CHUNK, before + sum);
+  return before + __shfl_sync(~0u, sum, 31);
+}
+
 // Search payload and halo, and count the payload's newlines. `begins` in the payload are all reported, wherever they
 // end: that is what the halo is for.
 __device__ void match(const PatternSet& set, const u8* payload, u32 bytes, u32 halo, u8* result, u32 capacity,
-                      u32* tile) {
+                      u32* index, u32* tile) {
   __shared__ u8 classes[MOST_GROUPS * 256];
   __shared__ Found found;
   const u32 t = threadIdx.x, total = bytes + halo, count = (total + 15) / 16;
   const uint4* words = (const uint4*)payload;
   for (u32 i = t; i < set.groups * 256; i += blockDim.x) classes[i] = set.classes[i];
-  if (t == 0) found.count = found.newlines = found.last = 0;
+  if (t == 0) found.count = found.last = 0;
   const uint4 none = make_uint4(0, 0, 0, 0);
   uint4 a = t < count ? __ldcv(words + t) : none;
   uint4 b = t + 1024 < count ? __ldcv(words + t + 1024) : none;
   u32* mine = tile + (t + 1) * CHUNK_STRIDE;
   const u32 warm_words = (set.depth + 2) / 4;  // depth - 1 bytes, rounded up
-  u32 newlines = 0, last = 0;
+  u32 newlines = 0, last = 0;  // newlines: in the first warp, those of the tiles so far
   for (u32 start = 0; start < total; start += TILE_BYTES) {
     // The 16-byte word i goes to piece i / 2, half i % 2; piece -1 holds the end of the tile before.
     u32* to = tile + (t / 2 + 1) * CHUNK_STRIDE + (t & 1) * 4;
@@ -618,6 +635,7 @@ __device__ void match(const PatternSet& set, const u8* payload, u32 bytes, u32 h
     b = following + 1024 < count ? __ldcv(words + following + 1024) : none;
     const u32 tail = t < CHUNK_WORDS ? tile[1024 * CHUNK_STRIDE + t] : 0;
     const u32 offset = start + t * 32;
+    u32 sum = 0;
     if (offset < total) {
       const u32 warm = offset ? warm_words : 0;
       for (u32 g = 0; g < set.groups; g++)
@@ -627,20 +645,23 @@ __device__ void match(const PatternSet& set, const u8* payload, u32 bytes, u32 h
         u32 same = __vcmpeq4(mine[k], 0x0a0a0a0au);
         const u32 left = bytes - offset - 4 * k;
         if (left < 4) same &= (1u << 8 * left) - 1;
-        newlines += __popc(same) >> 3;
+        sum += __popc(same) >> 3;
         if (same) last = offset + 4 * k + (31 - __clz(same)) / 8 + 1;
       }
     }
+    for (u32 o = 16; o; o >>= 1) sum += __shfl_down_sync(~0u, sum, o);
+    if (t % 32 == 0) found.newlines[t / 32] = sum;
     __syncthreads();
     if (t < CHUNK_WORDS) tile[t] = tail;
+    // Nobody writes `found.newlines` again before the barrier that the next tile begins with.
+    if (t < 32) newlines = index_newlines(found.newlines, newlines, start, bytes, index);
   }
-  if (newlines) atomicAdd(&found.newlines, newlines);
   if (last) atomicMax(&found.last, last);
   __syncthreads();
   if (t == 0) {
     volatile_store((u32*)(result + UA_RESULT_COUNT), found.count);
     volatile_store((u32*)(result + UA_RESULT_OVERFLOW), found.count > capacity);
-    volatile_store((u32*)(result + UA_RESULT_NEWLINES), found.newlines);
+    volatile_store((u32*)(result + UA_RESULT_NEWLINES), newlines);
     volatile_store((u32*)(result + UA_RESULT_LAST_NEWLINE), found.last ? found.last - 1 : UA_NO_NEWLINE);
   }
 }
@@ -776,7 +797,8 @@ __device__ u32 scan(const Arena& arena, const Device& device, u32 opcode, const 
     if (parameter >= UA_SETS || !volatile_load(entry + UA_SET_LOADED_WORD))
       return FAULT_FOR(UA_REASON_ARGUMENT);
     const u32 capacity = (arena.result_bytes - UA_RESULT_HITS) / UA_HIT_BYTES;
-    match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, scratch);
+    u32* index = (u32*)(arena.newlines + where * arena.newline_bytes) + begin / UA_NEWLINE_CHUNK;
+    match(pattern_set(device.sets, parameter), payload, bytes, halo, result, capacity, index, scratch);
     return UA_DONE;
   }
   const u64 offset = slot[UA_SLOT_FILE_OFFSET / 4] | (u64)slot[UA_SLOT_FILE_OFFSET / 4 + 1] << 32;
@@ -839,12 +861,12 @@ __device__ void work(const Arena& arena, const Device& device, u32 worker) {
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
-megakernel(u32* control, u32* state, u32* ring, u8* results, u8* data, u32* log, u64 result_bytes, u64 slot_bytes,
-           u32 ring_mask, u32 data_slots, u32 first_position, u32* queues, u32* descriptors, u32* mailboxes,
-           u32* reports, u32* log_cursor, u8* sets, const u32* crc) {
+megakernel(u32* control, u32* state, u32* ring, u8* results, u8* newlines, u8* data, u32* log, u64 result_bytes,
+           u64 newline_bytes, u64 slot_bytes, u32 ring_mask, u32 data_slots, u32 first_position, u32* queues,
+           u32* descriptors, u32* mailboxes, u32* reports, u32* log_cursor, u8* sets, const u32* crc) {
   __shared__ Schedule scheduling;
-  const Arena arena = {control, state, ring, results, data, log, result_bytes, slot_bytes, ring_mask, data_slots,
-                       first_position};
+  const Arena arena = {control,      state,         ring,       results,   newlines,   data,          log,
+                       result_bytes, newline_bytes, slot_bytes, ring_mask, data_slots, first_position};
   const Device device = {queues, descriptors, mailboxes, reports, log_cursor, sets, crc};
   if (blockIdx.x > 0)
     work(arena, device, blockIdx.x - 1);

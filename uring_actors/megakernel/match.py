@@ -1,4 +1,4 @@
-"""MATCH, compiled: libhs over a slot, its candidates straight into the result block, newlines counted.
+"""MATCH, compiled: libhs over a slot, its candidates straight into the result block, newlines counted into the index.
 
 A kernel thread comes here with the slot that it claimed, without the GIL. What the loop must know of the engine is
 one row of words a thread (``MATCH_*``), which ``ops/match/engine.py`` fills in: addresses of hs_scan, of ``on_match``
@@ -16,11 +16,18 @@ from numba.extending import intrinsic
 
 from uring_actors.arena import abi
 from uring_actors.arena.atomics import load32, load64, store32
-from uring_actors.arena.book import BOOK_DATA, BOOK_HIT_CAPACITY, BOOK_SLOT_BYTES, Book
+from uring_actors.arena.book import (
+    BOOK_DATA,
+    BOOK_HIT_CAPACITY,
+    BOOK_NEWLINE_BYTES,
+    BOOK_NEWLINES,
+    BOOK_SLOT_BYTES,
+    Book,
+)
 from uring_actors.hot import callback, hot
 from uring_actors.megakernel import packed, ring
 from uring_actors.megakernel.hits import add_hit
-from uring_actors.megakernel.newlines import last_newline_at, newlines_at
+from uring_actors.megakernel.newlines import index_newlines, last_newline_at
 from uring_actors.megakernel.words import search_words
 
 MATCH_SCAN: Final = 0  # the address of hs_scan
@@ -33,9 +40,6 @@ MATCH_LEAD: Final = 6  # bytes before the payload that were searched as well
 MATCH_TABLE: Final = 7  # of a table of words (words.py), or 0
 MATCH_DATABASES: Final = 8  # how many there are; then the address of each and of its scratch
 MATCH_WORDS: Final = 9
-
-FEW: Final = 32
-"""Up to so many hits of a slot have the newlines before them counted, one by one; more are settled in bulk."""
 
 
 @callback(types.int32, types.uint32, types.uint64, types.uint64, types.uint32, types.int64)
@@ -87,40 +91,15 @@ def search(parameters: Book, text: int, length: int, lead: int, hits: int, capac
 
 
 @hot
-def _sort_hits(hits: int, count: int) -> None:
-    """By their ends, in place; for few hits, most of which stand right."""
-    for i in range(1, count):
-        k = i
-        while k > 0:
-            hit, before = hits + k * abi.HIT_BYTES, hits + (k - 1) * abi.HIT_BYTES
-            if load32(before + abi.HIT_END) <= load32(hit + abi.HIT_END):
-                break
-            for word in range(0, abi.HIT_BYTES, 4):
-                other = load32(before + word)
-                store32(before + word, load32(hit + word))
-                store32(hit + word, other)
-            k -= 1
-
-
-@hot
-def count_newlines_before(text: int, hits: int, count: int) -> None:
-    """Leave the newlines between ``text`` and each hit's end in the hit's flags (HIT_COUNTED), the hits in the order
-    of their ends: in one pass over the text, whatever order they came in."""
-    _sort_hits(hits, count)
-    done = 0
-    total = 0
-    for i in range(count):
-        hit = hits + i * abi.HIT_BYTES
-        end = load32(hit + abi.HIT_END)
-        total += newlines_at(text + done, end - done)
-        done = end
-        store32(hit + abi.HIT_FLAGS, abi.HIT_COUNTED | total)
-
-
-@hot
 def lead_of(address: int) -> int:
     """How many bytes before the payload are searched with it: none at the file's start."""
     return 0 if load64(address + abi.SLOT_FILE_OFFSET) == 0 else 1
+
+
+@hot
+def newline_index(book: Book, data_slot: int, offset: int) -> int:
+    """Where in the newline index of ``data_slot`` the words of the payload at ``offset`` are."""
+    return book[BOOK_NEWLINES] + data_slot * book[BOOK_NEWLINE_BYTES] + offset // abi.NEWLINE_CHUNK * 4
 
 
 @hot
@@ -136,15 +115,14 @@ def match_packed(book: Book, slot: int, parameters: Book) -> bool:
         size = load32(entry + abi.PACKED_BYTES)
         if size == 0:
             continue
-        text = base + load32(entry + abi.PACKED_OFFSET)
+        offset = load32(entry + abi.PACKED_OFFSET)
+        text = base + offset
         hits = result + abi.RESULT_HITS + total * abi.HIT_BYTES
         room = max(0, book[BOOK_HIT_CAPACITY] - total)
         count = search(parameters, text, size, 0, hits, room)
         if count < 0:
             return False
-        if 0 < count <= min(FEW, room):
-            count_newlines_before(text, hits, count)
-        newlines = newlines_at(text, size)
+        newlines = index_newlines(text, size, newline_index(book, data_slot, offset))
         store32(entry + abi.PACKED_HITS, count)
         store32(entry + abi.PACKED_RESULT, total * abi.HIT_BYTES)
         store32(entry + abi.PACKED_NEWLINES, newlines)
@@ -165,7 +143,8 @@ def match(book: Book, slot: int, parameters: Book) -> bool:
         return match_packed(book, slot, parameters)
     data_slot = load32(address + abi.SLOT_DATA_SLOT)
     payload = load32(address + abi.SLOT_PAYLOAD_BYTES)
-    text = book[BOOK_DATA] + data_slot * book[BOOK_SLOT_BYTES] + load32(address + abi.SLOT_PAYLOAD_OFFSET)
+    offset = load32(address + abi.SLOT_PAYLOAD_OFFSET)
+    text = book[BOOK_DATA] + data_slot * book[BOOK_SLOT_BYTES] + offset
     result = ring.result_address(book, data_slot)
     lead = lead_of(address)
     length = lead + payload + load32(address + abi.SLOT_HALO_BYTES)
@@ -174,9 +153,7 @@ def match(book: Book, slot: int, parameters: Book) -> bool:
         return False
     overflow = count > book[BOOK_HIT_CAPACITY]
     # While the bytes are in this core's cache.
-    newlines = newlines_at(text, payload)
-    if 0 < count <= FEW:
-        count_newlines_before(text, result + abi.RESULT_HITS, count)
+    newlines = index_newlines(text, payload, newline_index(book, data_slot, offset))
     store32(result + abi.RESULT_COUNT, count)
     store32(result + abi.RESULT_OVERFLOW, 1 if overflow else 0)
     store32(result + abi.RESULT_NEWLINES, newlines)

@@ -8,7 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from uring_actors.arena.atomics import load8
+from uring_actors.arena import abi
+from uring_actors.arena.atomics import load8, load32, store32
 from uring_actors.hot import hot
 
 
@@ -42,7 +43,27 @@ def newlines_at(address: int, length: int) -> int:
 @hot
 def last_newline_at(address: int, length: int) -> int:
     """The offset of the last newline in ``length`` bytes at ``address``; -1 where there is none."""
-    for i in range(length - 1, -1, -1):
+    stop = length
+    while stop >= 64 and _newlines_of_64(address + stop - 64) == 0:
+        stop -= 64
+    for i in range(stop - 1, -1, -1):
         if load8(address + i) == 10:
             return i
     return -1
+
+
+@hot
+def index_newlines(text: int, length: int, index: int) -> int:
+    """Newlines in ``length`` bytes at ``text``; those before each chunk go to ``index`` (``abi.NEWLINE_CHUNK``)."""
+    total = newlines_at(text, min(length, abi.NEWLINE_CHUNK))
+    for chunk in range(1, -(-length // abi.NEWLINE_CHUNK)):
+        start = chunk * abi.NEWLINE_CHUNK
+        store32(index + 4 * chunk, total)
+        total += newlines_at(text + start, min(length - start, abi.NEWLINE_CHUNK))
+    return total
+
+
+@hot
+def indexed(index: int, chunk: int) -> int:
+    """Newlines before a chunk."""
+    return load32(index + 4 * chunk) if chunk > 0 else 0

@@ -27,37 +27,48 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uring_actors.arena.atomics import load8
 from uring_actors.hot import hot
-from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, copy_ranges, count_newlines, last_newline
-from uring_actors.ops.match.newlines import mark_newlines as _mark
+from uring_actors.ops.match.newlines import (
+    Bytes,
+    Index,
+    Ints,
+    Newlines,
+    as_bytes,
+    copy_index,
+    count_newlines,
+    empty_index,
+    newlines_before,
+)
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern, PlanSet
-from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, Hit, Marked, in_order
+from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTERNS, Marked, in_order
 
 # A candidate as one number, so that one sort orders and one comparison removes duplicates: pattern, then end.
 _END_BITS = 40
 _END_MASK = (1 << _END_BITS) - 1
 
-Candidates = Mapping[int, Sequence[int]]
+Spans = NDArray[np.int64]
+"""Rows of pattern, start, end: relative to the payload."""
+Candidates = dict[int, list[int]]
 """By pattern: where in the file its candidates end; ascending, without duplicates."""
-Found = tuple[int, int, int]
-"""What a kernel reports and counted: pattern, end, newlines before the end; relative to the payload."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ExtentMatches:
-    """What an extent leaves behind; owns its memory. Offsets are the file's.
+    """What an extent leaves behind; owns its memory, and nobody changes it. Offsets are the file's.
 
-    Matches are in ``marked`` or, where they are few, in ``hits``: both count newlines from ``start``. ``newline`` is
-    the last newline in [start, stop), or NO_NEWLINE. ``candidates`` are those of patterns that are settled against
-    the file. ``counted``: newlines between ``start`` and some offsets, by offset, where they are known anyway.
+    ``marked`` counts newlines from ``start``. ``newline`` is the last newline in [start, stop), or NO_NEWLINE.
+    ``candidates`` are those of patterns that are settled against the file. ``index`` is the payload's newline index
+    where there may be rows of such patterns: word k has the newlines before chunk k.
     """
 
     start: int
@@ -66,8 +77,7 @@ class ExtentMatches:
     newline: int
     marked: Marked = NO_MARKED
     candidates: Candidates = field(default_factory=dict)
-    hits: Sequence[Hit] = ()
-    counted: Mapping[int, int] = field(default_factory=dict)
+    index: Index | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +90,23 @@ class Unread:
     reason: str = "the extent could not be read"
 
 
-@hot
-def _split(
-    keys: Ints, literal_width: Ints, payload: int, pattern: Ints, start: Ints, end: Ints, rest: Ints
-) -> tuple[int, int]:
-    """Sorted candidates: the literals' chains to ``pattern``, ``start``, ``end``; the others to ``rest``.
+# What these compiled functions make goes into arrays of the caller: to return an array costs more than to pass one.
 
-    Duplicates go. Returns how many of each there are.
-    """
+
+@hot
+def _keys(patterns: NDArray[Any], ends: NDArray[Any], keys: Ints) -> int:
+    """Candidates as keys; how many. An end at or before the payload's start belongs to a start before it."""
+    count = 0
+    for k in range(ends.size):
+        if ends[k] > 0:
+            keys[count] = (np.int64(patterns[k]) << _END_BITS) | np.int64(ends[k])
+            count += 1
+    return count
+
+
+@hot
+def _split(keys: Ints, literal_width: Ints, payload: int, spans: Spans, rest: Ints) -> tuple[int, int]:
+    """Sorted candidates: the literals' chains to ``spans``, the others' keys to ``rest``; how many. Duplicates go."""
     found = 0
     others = 0
     before = np.int64(-1)
@@ -108,43 +127,70 @@ def _split(
             resume = np.int64(0)
         stop = key & _END_MASK
         if stop - width >= resume and stop - width < payload:
-            pattern[found] = which
-            start[found] = stop - width
-            end[found] = stop
+            spans[found, 0] = which
+            spans[found, 1] = stop - width
+            spans[found, 2] = stop
             found += 1
             resume = stop
     return found, others
 
 
-Spans = tuple[Ints, Ints, Ints]
-"""Pattern, start, end: relative to the payload."""
+@hot
+def _survey(spans: Spans) -> tuple[bool, int]:
+    """Whether they stand in the order of (start, pattern), and how many bytes they have."""
+    ordered = True
+    size = 0
+    for k in range(len(spans)):
+        size += spans[k, 2] - spans[k, 1]
+        if k > 0 and spans[k, 1] <= spans[k - 1, 1]:
+            ordered &= spans[k, 1] == spans[k - 1, 1] and spans[k, 0] > spans[k - 1, 0]
+    return ordered, size
 
 
-def mark(
-    text: Bytes, origin: int, payload: int, spans: Spans, offset: int, newlines: int = -1, newline: int = NO_NEWLINE
-) -> tuple[Marked, int, int]:
-    """Spans as rows, with their bytes and newlines; and the payload's newlines and the last one's offset.
+@hot
+def _mark(
+    text: int,
+    index: int,
+    spans: Spans,
+    offset: int,
+    pattern: NDArray[np.int32],
+    numbers: NDArray[np.int64],
+    offsets: Ints,
+    data: Bytes,
+) -> None:
+    """Of ordered spans what ``Marked`` has; ``numbers``: start, end, newlines and newline."""
+    start, end, newlines, newline = numbers
+    offsets[0] = 0
+    for k in range(len(spans)):
+        pattern[k], start[k], end[k] = spans[k, 0], spans[k, 1], spans[k, 2]
+        offsets[k + 1] = offsets[k] + end[k] - start[k]
+    newlines_before(text, index, start, newlines, newline)
+    for k in range(len(spans)):
+        source = text + start[k] - offsets[k]
+        for i in range(offsets[k], offsets[k + 1]):
+            data[i] = load8(source + i)
+        start[k] += offset
+        end[k] += offset
+        if newline[k] >= 0:
+            newline[k] += offset
 
-    ``text[origin:origin + payload]`` is the payload, at ``offset`` in the file. ``newlines``, ``newline``: as of
-    ``Confirmer.confirm``.
-    """
-    order = in_order(spans[1], spans[0])
-    pattern, start, end = (part[order] for part in spans)
-    counts = np.empty(len(start), np.int64)
-    lasts = np.empty(len(start), np.int64)
-    if newlines < 0:
-        newlines, newline = _mark(text, origin, origin + payload, start + origin, counts, lasts)
-        newline -= origin
-    elif len(start):  # behind the last match nothing is left to count
-        _mark(text, origin, origin + int(start[-1]), start + origin, counts, lasts)
-    offsets, data = copy_ranges(text, start + origin, end + origin)
-    shift = offset - origin
-    before = np.where(lasts >= 0, lasts + shift, NO_NEWLINE)
-    marked = Marked(pattern.astype(np.int32), start + offset, end + offset, counts, before, offsets, data)
-    return marked, newlines, newline + offset if newlines else NO_NEWLINE
+
+def mark(text: int, index: int, spans: Spans, offset: int) -> Marked:
+    """Spans, in any order, as rows with their bytes and newlines, which ``newlines_before`` counts. The payload at
+    address ``text`` is at ``offset`` in the file."""
+    ordered, size = _survey(spans)
+    if not ordered:
+        spans = spans[in_order(spans[:, 1], spans[:, 0])]
+    count = len(spans)
+    pattern, offsets = np.empty(count, np.int32), np.empty(count + 1, np.int64)
+    numbers, data = np.empty((4, count), np.int64), np.empty(size, np.uint8)
+    _mark(text, index, spans, offset, pattern, numbers, offsets, data)
+    data.flags.writeable = False
+    start, end, newlines, newline = numbers
+    return Marked(pattern, start, end, newlines, newline, offsets, data)
 
 
-def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
+def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]) -> None:
     """As ``_bounded_chain``, where ``ends`` are those of a part that every match holds.
 
     A match from s holds a part that ends at some e with s < e <= s + W, so it lies in [e - W, e + W]. Stretches that
@@ -152,8 +198,7 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
     the part of the match from s would lie behind the cut, and its stretch would touch this one. So the cut changes
     nothing, and what the stretches' searches find one after the other is the chain.
     """
-    width, limit = pattern.width, min(len(view), at + payload + pattern.width)
-    spans: list[int] = []
+    index, width, limit = pattern.plan.index, pattern.width, min(len(view), at + payload + pattern.width)
     resume, k = at, 0
     while k < len(ends) and resume < at + payload:
         low, high = ends[k] + at - width, ends[k] + at + width
@@ -166,76 +211,54 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
             start, past = pattern.search(view, resume, min(high, limit))
             if start < 0 or start >= at + payload:
                 break
-            spans += (start - at, past - at)
+            spans += (index, start - at, past - at)
             resume = past
-    return spans
 
 
-def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> list[int]:
-    """Starts and ends, alternating, relative to ``view[at:]``; the module's text says why this is exact."""
+def _bounded_chain(
+    pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]
+) -> None:
+    """Add the matches to ``spans`` (index, start, end; relative to ``view[at:]``). The module's text says why this is
+    exact."""
     if pattern.plan.kind is Kind.PART:
-        return _part_chain(pattern, view, at, payload, ends)
+        _part_chain(pattern, view, at, payload, ends, spans)
+        return
     search = pattern.search
-    width, least = pattern.width, pattern.plan.min_width
-    limit = min(len(view), at + payload + width)
-    spans: list[int] = []
+    index, width, least = pattern.plan.index, pattern.width, pattern.plan.min_width
+    border = at + payload
+    limit = min(len(view), border + width)
     resume, clear = at, 0
     for end in ends:
         end += at
         if end <= clear or end < resume + least:
             continue
-        if end > limit or resume >= at + payload:
+        if end > limit or resume >= border:
             break
-        stop = min(end + width, limit)
-        start, past = search(view, max(resume, end - width), stop)
+        # Not min and max: calls are what this loop spends its time on.
+        low, stop = end - width, end + width
+        start, past = search(view, low if low > resume else resume, stop if stop < limit else limit)
         if start < 0:
             clear = stop
             resume = max(resume, end)
         elif start >= end:
             resume = end
-        elif start >= at + payload:
+        elif start >= border:
             break
         else:
-            spans += (start - at, past - at)
+            spans += (index, start - at, past - at)
             resume = past
-    return spans
 
 
-def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int) -> list[int]:
+def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int, spans: list[int]) -> None:
     """As ``_bounded_chain``, by RE2 alone: a start below the payload's end is never cut at ``payload + W``."""
-    search = pattern.search
+    search, index = pattern.search, pattern.plan.index
     stop = min(len(view), at + payload + pattern.width)
-    spans: list[int] = []
     resume = at
     while resume < at + payload:
         start, resume = search(view, resume, stop)
         if start < 0 or start >= at + payload:
             break
-        spans += (start - at, resume - at)
-    return spans
-
-
-def _literal_chain(ends: list[int], width: int, payload: int) -> list[int]:
-    """As ``_bounded_chain``, for a literal: its candidates are its occurrences."""
-    spans: list[int] = []
-    resume = 0
-    for end in ends:
-        if resume <= end - width < payload:
-            spans += (end - width, end)
-            resume = end
-    return spans
-
-
-_NEAR = 1 << 10
-
-
-def newline_before(view: memoryview, low: int, stop: int) -> int:
-    """Where the last newline of ``view[low:stop]`` is, -1 where there is none. It is mostly near."""
-    near = max(low, stop - _NEAR)
-    found = bytes(view[near:stop]).rfind(b"\n")
-    if found >= 0:
-        return near + found
-    return last_newline(as_bytes(view), low, near)
+        spans += (index, start - at, resume - at)
 
 
 class Confirmer:
@@ -243,7 +266,6 @@ class Confirmer:
 
     def __init__(self, plans: PlanSet) -> None:
         self._plans = plans
-        self._none_in_slot = not plans.in_slot
 
     def confirm(
         self,
@@ -253,159 +275,76 @@ class Confirmer:
         payload: int,
         after: int,
         offset: int,
-        patterns: NDArray[np.int32] | None = None,
-        ends: Ints | None = None,
-        newlines: int = -1,
-        newline: int = NO_NEWLINE,
+        patterns: NDArray[Any] = NO_PATTERNS,
+        ends: NDArray[Any] = NO_INTS,
+        newlines: Newlines | None = None,
     ) -> ExtentMatches:
         """One extent.
 
         ``slot`` is a contiguous buffer: the payload at ``[at, at + payload)``, ``after`` bytes of the file behind
         it (``min(plans.halo, bytes left in the file)`` or more) and, unless ``offset`` (the payload's place in the
         file) is 0, at least one byte of the file before it. ``patterns`` and ``ends`` are the candidates in any
-        order, ends relative to the payload. ``newlines`` and ``newline`` are how many newlines the payload has
-        and the last one's offset in the payload, where a kernel has counted them already (-1: count here).
+        order, ends relative to the payload. ``newlines``: the payload's, as a kernel has counted them; None: they are
+        counted here.
 
         The slot is free when this returns.
         """
-        if (patterns is None or not len(patterns)) and self._none_in_slot:
-            if newlines < 0:
-                text = as_bytes(slot)
-                newlines = count_newlines(text, at, at + payload)
-                newline = last_newline(text, at, at + payload) - at if newlines else NO_NEWLINE
-            last = newline + offset if newlines else NO_NEWLINE
-            return ExtentMatches(offset, offset + payload, newlines, last)
-        # RE2 sees real bytes only: one before the payload (none at the file's start, where \A must hold), and
-        # what the halo holds.
-        first = at - 1 if offset else at
-        assert first >= 0, "no byte of context before the payload"
-        view = memoryview(slot)[first : at + payload + after]
-        return self._confirm(view, at - first, payload, offset, patterns, ends, newlines, newline)
+        if newlines is None:
+            text, index = as_bytes(slot), empty_index(payload)
+            newlines = count_newlines(text, at, payload, index)
+        last = newlines.last + offset if newlines.count else NO_NEWLINE
+        extent = ExtentMatches(offset, offset + payload, newlines.count, last)
+        if len(patterns) or self._plans.in_slot:
+            # RE2 sees real bytes only: one before the payload (none at the file's start, where \A must hold), and
+            # what the halo holds.
+            first = at - 1 if offset else at
+            assert first >= 0, "no byte of context before the payload"
+            view = memoryview(slot)[first : at + payload + after]
+            self._confirm(extent, view, at - first, patterns, ends, newlines)
+        if extent.candidates or self._plans.without_candidates:
+            extent.index = copy_index(newlines.index, payload)
+        return extent
 
     def _confirm(
         self,
+        extent: ExtentMatches,
         view: memoryview,
         at: int,
-        payload: int,
-        offset: int,
-        patterns: NDArray[np.int32] | None,
-        ends: Ints | None,
-        known_newlines: int,
-        known_newline: int,
-    ) -> ExtentMatches:
-        literals: Spans = (NO_INTS, NO_INTS, NO_INTS)
-        rest = NO_INTS
-        if patterns is not None and ends is not None and len(patterns):
-            literals, rest = self._sort(patterns, ends, payload)
-        chains, candidates = self._chains(view, at, payload, rest)
-        spans = _join(literals, chains)
-        if known_newlines >= 0 and not len(spans[0]):  # false candidates, or unbounded patterns' only
-            marked, newlines = NO_MARKED, known_newlines
-            newline = known_newline + offset if newlines else NO_NEWLINE
-        else:
-            text = as_bytes(view)
-            marked, newlines, newline = mark(text, at, payload, spans, offset, known_newlines, known_newline)
-        return ExtentMatches(
-            offset,
-            offset + payload,
-            newlines,
-            newline,
-            marked,
-            {index: [end + offset for end in ends] for index, ends in candidates.items()},
-        )
-
-    def confirm_few(
-        self,
-        slot: memoryview,
-        *,
-        at: int,
-        payload: int,
-        after: int,
-        offset: int,
-        found: Sequence[Found],
-        newlines: int,
-        newline: int,
-    ) -> ExtentMatches:
-        """``confirm`` for a handful of candidates that a kernel has counted newlines for, in plain Python: arrays of
-        a few numbers cost more than they save, and most extents have no more than these. For plans without SLOT."""
-        assert self._none_in_slot
-        first = at - 1 if offset else at
-        view, at = slot[first : at + payload + after], at - first
-        by_pattern: dict[int, list[int]] = {}
-        counted = {end: count for _, end, count in found}
-        for index, end, _ in sorted(set(found)):
-            if end > 0:  # an end at or before the payload's start belongs to a start before it
-                by_pattern.setdefault(index, []).append(end)
-        hits: list[Hit] = []
-        candidates: dict[int, list[int]] = {}
-        for index, ends in by_pattern.items():
-            pattern = self._plans.patterns[index]
-            if pattern.literal is not None:
-                spans = _literal_chain(ends, len(pattern.literal), payload)
-            elif index in self._plans.bounded:
-                spans = _bounded_chain(pattern, view, at, payload, ends)
-            else:
-                candidates[index] = [end + offset for end in ends]
-                continue
-            for start, end in zip(spans[::2], spans[1::2], strict=True):
-                text = bytes(view[at + start : at + end])
-                before = self._newlines_before(view, at, end, counted) - text.count(b"\n")
-                last = newline_before(view, at, at + start) - at + offset if before else NO_NEWLINE
-                hits.append(Hit(start + offset, index, end + offset, before, last, text))
-        hits.sort()
-        return ExtentMatches(
-            offset,
-            offset + payload,
-            newlines,
-            newline + offset if newlines else NO_NEWLINE,
-            candidates=candidates,
-            hits=hits,
-            counted={end + offset: count for end, count in counted.items()} if candidates else {},
-        )
-
-    @staticmethod
-    def _newlines_before(view: memoryview, at: int, end: int, counted: Mapping[int, int]) -> int:
-        """Newlines in the payload before ``end``. A match mostly ends where one of its candidates does."""
-        if end not in counted:
-            return count_newlines(as_bytes(view), at, at + end)
-        return counted[end]
-
-    def _sort(self, patterns: NDArray[np.int32], ends: Ints, payload: int) -> tuple[Spans, Ints]:
-        """The literals' chains, and the other candidates as sorted keys."""
-        real = ends > 0  # an end at or before the payload's start belongs to a start before it
-        keys = (patterns[real].astype(np.int64) << _END_BITS) | ends[real]
+        patterns: NDArray[Any],
+        ends: NDArray[Any],
+        newlines: Newlines,
+    ) -> None:
+        payload = extent.stop - extent.start
+        keys, rest = np.empty((2, len(ends)), np.int64)
+        spans = np.empty((len(ends), 3), np.int64)
+        keys = keys[: _keys(patterns, ends, keys)]
         keys.sort()
-        pattern, start, end, rest = np.empty((4, len(keys)), np.int64)
-        found, others = _split(keys, self._plans.literal_width, payload, pattern, start, end, rest)
-        return (pattern[:found], start[:found], end[:found]), rest[:others]
+        found, others = _split(keys, self._plans.literal_width, payload, spans, rest)
+        spans = spans[:found]
+        chains = self._chains(extent, view, at, payload, rest[:others])
+        if chains:
+            chained = np.array(array("q", chains)).reshape(-1, 3)
+            spans = np.concatenate([spans, chained]) if len(spans) else chained
+        if len(spans):
+            extent.marked = mark(newlines.text, newlines.index, spans, extent.start)
 
-    def _chains(
-        self, view: memoryview, at: int, payload: int, rest: Ints
-    ) -> tuple[list[tuple[int, list[int]]], dict[int, list[int]]]:
-        """Chains that RE2 confirms, by pattern; and the candidates that are left to the file's settler."""
-        chains = [(p.plan.index, _slot_chain(p, view, at, payload)) for p in self._plans.in_slot]
-        # By pattern. Most extents have a few candidates: np.split and its like take longer than all the rest.
-        unbounded: dict[int, list[int]] = {}
+    def _chains(self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints) -> list[int]:
+        """Chains that RE2 confirms, as ``_bounded_chain`` has them; to ``extent`` the candidates that are left to the
+        file's settler."""
+        spans: list[int] = []
+        for alone in self._plans.in_slot:
+            _slot_chain(alone, view, at, payload, spans)
+        if not len(rest):
+            return spans
+        keys = rest.tolist()
         stop = 0
-        while stop < len(rest):
-            start, index = stop, int(rest[stop] >> _END_BITS)
-            stop = int(np.searchsorted(rest, (index + 1) << _END_BITS))
-            ends = (rest[start:stop] & _END_MASK).tolist()
+        while stop < len(keys):
+            start, index = stop, keys[stop] >> _END_BITS
+            stop = bisect_left(keys, (index + 1) << _END_BITS, start)
+            ends = [key & _END_MASK for key in keys[start:stop]]
             pattern = self._plans.bounded.get(index)
             if pattern is None:
-                unbounded[index] = ends
+                extent.candidates[index] = [end + extent.start for end in ends]
             else:
-                chains.append((index, _bounded_chain(pattern, view, at, payload, ends)))
-        return chains, unbounded
-
-
-def _join(literals: Spans, chains: list[tuple[int, list[int]]]) -> Spans:
-    parts = [literals]
-    for index, spans in chains:
-        if spans:
-            pairs = np.array(spans, np.int64).reshape(-1, 2)
-            parts.append((np.full(len(pairs), index, np.int64), pairs[:, 0], pairs[:, 1]))
-    if len(parts) == 1:
-        return literals
-    pattern, start, end = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return pattern, start, end
+                _bounded_chain(pattern, view, at, payload, ends, spans)
+        return spans

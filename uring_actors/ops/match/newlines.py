@@ -6,16 +6,21 @@ compiled for one type only) and release the GIL. Offsets are relative to the arr
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uring_actors.arena import abi
 from uring_actors.hot import hot
-from uring_actors.megakernel.newlines import last_newline_at, newlines_at
+from uring_actors.megakernel.newlines import index_newlines, indexed, last_newline_at, newlines_at
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
+Index = NDArray[np.uint32]
+"""A payload's newline index: word k has the newlines before its chunk k (``abi.NEWLINE_CHUNK``)."""
 
 
 def as_bytes(buffer: Any) -> Bytes:
@@ -23,12 +28,6 @@ def as_bytes(buffer: Any) -> Bytes:
     array = np.frombuffer(buffer, np.uint8)
     array.flags.writeable = False
     return array
-
-
-@hot
-def count_newlines(text: Bytes, start: int, stop: int) -> int:
-    """Newlines in ``text[start:stop]``."""
-    return newlines_at(text.ctypes.data + start, stop - start)
 
 
 @hot
@@ -60,27 +59,71 @@ def borders(text: Bytes, foreign: NDArray[np.bool_], low: int, middle: int, high
     return before, behind
 
 
-@hot
-def mark_newlines(text: Bytes, begin: int, stop: int, starts: Ints, counts: Ints, lasts: Ints) -> tuple[int, int]:
-    """For each of ``starts`` (ascending): newlines in ``text[begin:start]``, and the last one there (or -1).
+@dataclass(slots=True)
+class Newlines:
+    """What is known of a payload's newlines: how many, where the last is (an offset in the payload, or -1), and the
+    addresses of the payload's first byte and of its index's word for chunk 0 (``abi.NEWLINE_CHUNK``)."""
 
-    Returns the same of ``text[begin:stop]``. One pass, whatever the number of starts.
+    count: int
+    last: int
+    text: int
+    index: int
+
+
+def empty_index(payload: int) -> Index:
+    """Room for the index of ``payload`` bytes."""
+    return np.zeros(max(1, -(-payload // abi.NEWLINE_CHUNK)), np.uint32)
+
+
+def count_newlines(text: Bytes, at: int, payload: int, index: Index) -> Newlines:
+    """Count the newlines of ``text[at:at + payload]`` as a kernel does, and fill ``index``. The caller keeps both as
+    long as it uses what is returned."""
+    address = text.ctypes.data + at
+    count = index_newlines(address, payload, index.ctypes.data)
+    return Newlines(count, last_newline_at(address, payload), address, index.ctypes.data)
+
+
+def copy_index(address: int, payload: int) -> Index:
+    """A copy of the index at ``address``; the word of chunk 0 is 0."""
+    index = empty_index(payload)
+    ctypes.memmove(index.ctypes.data, address, index.nbytes)
+    index[0] = 0
+    return index
+
+
+@hot
+def newlines_before(text: int, index: int, starts: Ints, counts: Ints, lasts: Ints) -> None:
+    """For each of ``starts`` (ascending, in the payload at address ``text``): the newlines of the payload before it,
+    and the offset of the last of them (or -1). ``index``: the address of the payload's; 0: there is none, and all are
+    counted.
+
+    Of the text no more is looked at than the part of a chunk before each start and what lies before it in its line.
     """
+    done = 0
     total = 0
     last = -1
-    done = begin
-    for k in range(starts.size + 1):
-        here = stop if k == starts.size else starts[k]
-        if here > done:
-            more = count_newlines(text, done, here)
-            if more > 0:
-                total += more
-                last = last_newline(text, done, here)
-            done = here
-        if k < starts.size:
-            counts[k] = total
-            lasts[k] = last
-    return total, last
+    for k in range(starts.size):
+        start = starts[k]
+        chunk = start // abi.NEWLINE_CHUNK
+        count = total
+        begin = chunk * abi.NEWLINE_CHUNK
+        if index == 0 or begin <= done:
+            begin = done
+        else:
+            count = indexed(index, chunk)
+        count += newlines_at(text + begin, start - begin)
+        if count > total:
+            found = last_newline_at(text + begin, start - begin)
+            while found < 0:  # never without an index: then it stands behind ``done``
+                chunk -= 1
+                begin = chunk * abi.NEWLINE_CHUNK
+                if indexed(index, chunk) < count:
+                    found = last_newline_at(text + begin, abi.NEWLINE_CHUNK)
+            last = begin + found
+            total = count
+        done = start
+        counts[k] = total
+        lasts[k] = last
 
 
 @hot

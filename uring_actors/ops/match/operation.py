@@ -22,17 +22,18 @@ from uring_actors.arena import abi
 from uring_actors.arena.book import Book
 from uring_actors.arena.memory import Arena
 from uring_actors.megakernel import ring
-from uring_actors.megakernel.match import FEW, count_newlines_before
 from uring_actors.ops.base import Operation, Settler, extents, fault_failure, read_failure
 from uring_actors.ops.base import Rows as SlotRows
 from uring_actors.ops.match.automaton import Automata
-from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Found, Unread
+from uring_actors.ops.match.confirm import Confirmer, ExtentMatches, Unread
 from uring_actors.ops.match.engine import Engine, Hits
 from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.newlines import Newlines
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
 from uring_actors.ops.match.planset import PlanSet
 from uring_actors.ops.match.reports import SCHEMAS, Report, make_report, nothing_decided
+from uring_actors.ops.match.rows import NO_ROWS
 from uring_actors.ops.match.settle import FileSettler, Settled
 from uring_actors.ops.match.window import LocalFile
 from uring_actors.plan import FileBatch, FileEntry
@@ -42,11 +43,9 @@ from uring_actors.uring.work import say_enough
 _EIO = 5
 _HIT_WORDS = abi.HIT_BYTES // 4
 _COUNT = struct.Struct("=I")
-_HIT = struct.Struct("=IIII")
 _ENTRY = struct.Struct("=IIIII")
 """A packed file's entry up to its number of hits."""
 _NO_HITS: Hits = np.empty((0, _HIT_WORDS), np.uint32)
-_SHAPE = (ring.COLUMN_PAYLOAD_OFFSET, ring.COLUMN_PAYLOAD_BYTES, ring.COLUMN_HALO_BYTES)
 _WHOLE = abi.FLAG_FIRST | abi.FLAG_LAST
 
 
@@ -204,6 +203,7 @@ class MatchSettler:
         layout = arena.layout
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
+        self._newlines, self._newline_bytes = arena.at(layout.newlines), layout.newline_bytes
         self._view, self._address = arena.view, arena.address
         self._plans = plans
         # Without a candidate such plans find nothing.
@@ -237,7 +237,8 @@ class MatchSettler:
         if self._candidates_only:
             rows = self._pass_whole_files(rows)
         for row in rows.tolist():
-            self._settle_slot(row)
+            if not self._settle_empty(row):
+                self._settle_slot(row)
 
     def _pass_whole_files(self, rows: SlotRows) -> SlotRows:
         """Settle the files of one extent without any candidate; the other rows."""
@@ -272,6 +273,28 @@ class MatchSettler:
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         return self._report.take(everything=everything)
 
+    def _settle_empty(self, row: list[int]) -> bool:
+        """Settle a slot without any candidate, where nothing else hangs on it; whether that was so."""
+        flags = row[ring.COLUMN_FLAGS]
+        if row[ring.COLUMN_HIT_COUNT] or row[ring.COLUMN_STATUS] != abi.DONE or flags & abi.FLAG_FAILED:
+            return False
+        file = self._open.get(row[ring.COLUMN_FILE_ID])
+        if file is None or file.left == 1 or not self._candidates_only:
+            return False
+        start, payload, settler = row[ring.COLUMN_FILE_OFFSET], row[ring.COLUMN_PAYLOAD_BYTES], file.settler
+        newlines, newline = row[ring.COLUMN_NEWLINES], start + row[ring.COLUMN_LAST_NEWLINE]
+        if not settler.add_empty(row[ring.COLUMN_EXTENT_ID], start + payload, newlines, newline):
+            return False
+        self.bytes += payload
+        file.left -= 1
+        if self._plans.unbounded:  # rows may have waited for what this decides
+            entry = file.entry
+            with settler.window.lent(*self._text(row)):
+                more = self._report.add(entry.id, entry.path, NO_ROWS, settler.decided, settler.window)
+            if not more:
+                self._finish(file, more=False)
+        return True
+
     def _settle_slot(self, row: list[int]) -> None:
         file = self._file(row[ring.COLUMN_FILE_ID])
         if file is None:
@@ -285,21 +308,25 @@ class MatchSettler:
         else:
             result = self._result(file, extent, row)
             if result is not None:
-                text = self._text(row)
-                more = self._emit(file, file.settler.add(extent, result, *text), *text)
+                with file.settler.window.lent(*self._text(row)):
+                    more = self._emit(file, file.settler.add(extent, result))
             file.left -= 1
+        if not more or file.left == 0:
+            self._finish(file, more=more, opened=opened)
+
+    def _finish(self, file: _OpenFile, *, more: bool, opened: bool = True) -> None:
+        """The file is done with: all of it is settled, or no ``more`` of it is wanted."""
         if not more and file.left > 0:
             self._stopped.add(file.entry.id)
             say_enough(self._enough, file.entry.id)
-        if not more or file.left == 0:
-            if more and file.cut_failure is not None:
-                self.failures.append(file.cut_failure)
-            file.settler.close()
-            del self._open[file.entry.id]
-            self._report.end(file.entry.id, file.entry.path, opened=opened)
-            self.failures.extend(self._report.take_failures())
-            self.files += 1
-            self.settled.append(file.entry.id)
+        if more and file.cut_failure is not None:
+            self.failures.append(file.cut_failure)
+        file.settler.close()
+        del self._open[file.entry.id]
+        self._report.end(file.entry.id, file.entry.path, opened=opened)
+        self.failures.extend(self._report.take_failures())
+        self.files += 1
+        self.settled.append(file.entry.id)
 
     def _result(self, file: _OpenFile, extent: int, row: list[int]) -> ExtentMatches | Unread | None:
         """What the file's settler gets for this slot; None for what lies behind the end of a shrunken file."""
@@ -328,59 +355,40 @@ class MatchSettler:
             file.cut, file.cut_failure = extent, read_failure(file.entry, row)
 
     def _confirm(self, entry: FileEntry, start: int, row: list[int]) -> ExtentMatches:
-        base = self._data + row[ring.COLUMN_DATA_SLOT] * self._slot_bytes
-        slot = self._view[base : base + self._slot_bytes]
-        at, payload, after = (row[k] for k in _SHAPE)
-        newlines, newline = row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE]
-        count = row[ring.COLUMN_HIT_COUNT]
-        if 0 < count <= FEW and not row[ring.COLUMN_OVERFLOW] and not self._plans.in_slot:
-            found = self._counted_hits(row, base + at)
-            if self._report.sifts and (idle := self._report.sift(entry.id, entry.path, {hit[0] for hit in found})):
-                found = [hit for hit in found if hit[0] not in idle]
-            return self._confirmer.confirm_few(
-                slot,
-                at=at,
-                payload=payload,
-                after=after,
-                offset=start,
-                found=found,
-                newlines=newlines,
-                newline=newline,
-            )
-        patterns = ends = None
-        if count:
-            hits = self._overflowed(row) if row[ring.COLUMN_OVERFLOW] else self._hits(row)
-            patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
-            ends = hits[:, abi.HIT_END // 4].astype(np.int64)
-            if self._report.sifts:
-                idle = self._report.sift(entry.id, entry.path, set(patterns.tolist()))
-                wanted = np.isin(patterns, list(idle), invert=True)
-                patterns, ends = patterns[wanted], ends[wanted]
+        data_slot, at = row[ring.COLUMN_DATA_SLOT], row[ring.COLUMN_PAYLOAD_OFFSET]
+        base = self._data + data_slot * self._slot_bytes
+        hits = self._hits(row)
+        patterns, ends = hits[:, abi.HIT_PATTERN // 4], hits[:, abi.HIT_END // 4]
+        if len(hits) and self._report.sifts:
+            idle = self._report.sift(entry.id, entry.path, set(patterns.tolist()))
+            if idle:
+                wanted = np.ones(self._plans.size, np.bool_)
+                wanted[list(idle)] = False
+                patterns, ends = patterns[wanted[patterns]], ends[wanted[patterns]]
+        index = self._newlines + data_slot * self._newline_bytes + at // abi.NEWLINE_CHUNK * 4
         return self._confirmer.confirm(
-            slot,
+            self._view[base : base + self._slot_bytes],
             at=at,
-            payload=payload,
-            after=after,
+            payload=row[ring.COLUMN_PAYLOAD_BYTES],
+            after=row[ring.COLUMN_HALO_BYTES],
             offset=start,
             patterns=patterns,
             ends=ends,
-            newlines=newlines,
-            newline=newline,
+            newlines=Newlines(
+                row[ring.COLUMN_NEWLINES], row[ring.COLUMN_LAST_NEWLINE], self._address + base + at, index
+            ),
         )
 
-    def _block(self, row: list[int]) -> int:
-        """Where the slot's or file's hits begin."""
+    def _hits(self, row: list[int]) -> Hits:
+        count = row[ring.COLUMN_HIT_COUNT]
+        if not count:
+            return _NO_HITS
+        if row[ring.COLUMN_OVERFLOW]:
+            return self._overflowed(row)
         block = self._results + row[ring.COLUMN_DATA_SLOT] * self._result_bytes + abi.RESULT_HITS
-        return block + row[ring.COLUMN_RESULT]
-
-    def _counted_hits(self, row: list[int], text: int) -> list[Found]:
-        """A few hits; newlines before them are counted here where the kernel has not (the payload is at ``text``)."""
-        block, count = self._block(row), row[ring.COLUMN_HIT_COUNT]
-        hits = list(_HIT.iter_unpack(self._view[block : block + count * abi.HIT_BYTES]))
-        if not hits[-1][3] & abi.HIT_COUNTED:
-            count_newlines_before(self._address + text, self._address + block, count)
-            return self._counted_hits(row, text)
-        return [(pattern, end, flags & ~abi.HIT_COUNTED) for pattern, _, end, flags in hits]
+        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, block + row[ring.COLUMN_RESULT]).reshape(
+            count, -1
+        )
 
     def _text(self, row: list[int]) -> tuple[memoryview, int]:
         """The slot's bytes of the file, as far as they could be read, and the first one's offset."""
@@ -390,12 +398,8 @@ class MatchSettler:
         stop = first + row[ring.COLUMN_PAYLOAD_BYTES] + row[ring.COLUMN_HALO_BYTES]
         return self._view[first - lead : stop], start - lead
 
-    def _hits(self, row: list[int]) -> Hits:
-        count = row[ring.COLUMN_HIT_COUNT]
-        return np.frombuffer(self._view, np.uint32, count * _HIT_WORDS, self._block(row)).reshape(count, -1)
-
-    def _emit(self, file: _OpenFile, settled: list[Settled], text: memoryview, base: int) -> bool:
-        """Whether more of this file is wanted. ``text``: the slot's bytes, from ``base`` on."""
+    def _emit(self, file: _OpenFile, settled: list[Settled]) -> bool:
+        """Whether more of this file is wanted."""
         entry, window = file.entry, file.settler.window
         for k, part in enumerate(settled):
             for fault in part.faults:
@@ -405,7 +409,6 @@ class MatchSettler:
                 )
             # Of several extents settled at once only the last says what is decided: rows of the others may wait.
             decided = file.settler.decided if k == len(settled) - 1 else nothing_decided
-            with window.lent(text, base):
-                if not self._report.add(entry.id, entry.path, part.rows, decided, window):
-                    return False
+            if not self._report.add(entry.id, entry.path, part.rows, decided, window):
+                return False
         return True

@@ -1,7 +1,7 @@
 """The shapes that matches have on their way: ``Marked`` (places relative to an extent), ``Rows`` (absolute).
 
 Arrays of one length, a match each. Match bytes lie joined in ``data``, match k in ``data[offsets[k]:offsets[k+1]]``.
-A handful of matches, which is what most extents have, goes as plain tuples (``Hit``, ``Row``) up to ``Rows.of``.
+Those of unbounded patterns, mostly a handful, come as plain tuples (``Row``).
 Everything here owns its memory: nothing points into a data slot.
 """
 
@@ -21,17 +21,6 @@ NO_NEWLINE = -1
 """No newline stands before, in the bytes that were looked at."""
 
 
-class Hit(NamedTuple):
-    """One match as ``Marked`` has it."""
-
-    start: int
-    pattern: int
-    end: int
-    newlines: int
-    newline: int
-    text: bytes
-
-
 class Row(NamedTuple):
     """One match as ``Rows`` has it."""
 
@@ -43,7 +32,7 @@ class Row(NamedTuple):
     text: bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Marked:
     """Matches in the order of (start, pattern), with newlines counted from a common origin.
 
@@ -77,19 +66,6 @@ class Marked:
         )
 
     @staticmethod
-    def of(hits: Sequence[Hit]) -> Marked:
-        """The same as arrays; at least one."""
-        start, pattern, end, newlines, newline, text = zip(*hits, strict=True)
-        return Marked(
-            np.array(pattern, np.int32),
-            np.array(start, np.int64),
-            np.array(end, np.int64),
-            np.array(newlines, np.int64),
-            np.array(newline, np.int64),
-            *_joined(text),
-        )
-
-    @staticmethod
     def merge(parts: Sequence[Marked]) -> Marked:
         """All of the parts' rows, in order again."""
         whole = Marked(
@@ -103,7 +79,7 @@ class Marked:
         return whole.take(in_order(whole.start, whole.pattern))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Rows:
     """Settled matches of one file. ``line`` and ``column`` count from 1; 0 stands for unknown (null)."""
 

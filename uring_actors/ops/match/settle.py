@@ -20,21 +20,22 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from uring_actors.arena import abi
 from uring_actors.hot import hot
-from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark, newline_before
-from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, mark_newlines
+from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark
+from uring_actors.ops.match.newlines import Bytes, Index, Ints, as_bytes, newlines_before
 from uring_actors.ops.match.planset import Pattern, PlanSet
-from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Hit, Marked, Row, Rows
+from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Row, Rows
 from uring_actors.ops.match.unbounded import Found, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
 
-_NOTHING = memoryview(b"")
-_LOOK_BACK = 4096
+_APART = 4 * abi.NEWLINE_CHUNK
+"""Matches that start so far from each other have what lies between them left out when newlines are counted."""
 _UNKNOWN = -2
 """For a number of lines, and for the last newline's place: an extent that was not read lies in between."""
 
@@ -54,7 +55,7 @@ class Fault:
     pattern: int | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Settled:
     """What became final when an extent was settled: rows that start in it, and rows of unbounded patterns."""
 
@@ -100,23 +101,41 @@ class FileSettler:
             return self._frontier
         return min(self._frontier, self._unbounded.decided(self._frontier, self._newline))
 
-    def add(
-        self, extent: int, result: ExtentMatches | Unread, text: memoryview = _NOTHING, base: int = 0
-    ) -> list[Settled]:
-        """Take extent number ``extent``; what became final by it, in order. ``text``: the bytes from ``base`` on,
-        where they are still in memory: they are not read again, and not kept.
+    def add_empty(self, extent: int, stop: int, newlines: int, newline: int) -> bool:
+        """Take extent number ``extent``, up to ``stop``, in which no engine saw anything, where nothing else hangs on
+        it: it is the next, no match runs into it, and no search is under way. It has ``newlines``, the last at
+        ``newline``. False: not taken, it is for ``add``."""
+        if extent != self._next or self._waiting or self._resume:
+            return False
+        if self._unbounded is not None and self._unbounded.searching:
+            return False
+        if newlines:
+            self._newline = newline
+            if self._lines != _UNKNOWN:
+                self._lines += newlines
+        self._frontier = stop
+        if self._unbounded is not None:
+            self._unbounded.borders.add(stop, self._lines, self._newline)
+        self._next += 1
+        if stop == self.size:
+            self.close()
+        return True
 
-        Every extent appears in exactly one ``Settled``, its own; it may come out of a later call.
+    def add(self, extent: int, result: ExtentMatches | Unread) -> list[Settled]:
+        """Take extent number ``extent``; what became final by it, in order. Whoever has its bytes in memory lends
+        them to ``window`` meanwhile.
+
+        Every extent appears in exactly one ``Settled``, its own, unless ``add_empty`` took it; it may come out of a
+        later call.
         """
         assert extent >= self._next, f"extent {extent} was settled before"
         assert extent not in self._waiting, f"extent {extent} came twice"
         self._waiting[extent] = result
         done = []
-        with self.window.lent(text, base):
-            while (ready := self._waiting.pop(self._next, None)) is not None:
-                assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
-                done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
-                self._next += 1
+        while (ready := self._waiting.pop(self._next, None)) is not None:
+            assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
+            done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
+            self._next += 1
         if self.finished:
             self.close()
         return done
@@ -134,27 +153,20 @@ class FileSettler:
 
     def _settle(self, extent: ExtentMatches) -> Settled:
         faults: list[Fault] = []
-        marked, hits = extent.marked, extent.hits
-        if self._resume and hits:
-            marked, hits = Marked.of(hits), ()
+        marked, rows, reach = extent.marked, NO_ROWS, 0
         if self._resume and len(marked):
             marked = self._meet(extent, marked, faults)
-        rows = _absolute(marked, self._lines, self._newline) if len(marked) else NO_ROWS
-        few = [_absolute_hit(hit, self._lines, self._newline) for hit in hits]
+        if len(marked):
+            rows, reach = _absolute(marked, self._lines, self._newline)
         if extent.newlines:
             self._newline = extent.newline
         if self._lines != _UNKNOWN:
             self._lines += extent.newlines
         self._cross(extent.stop)
-        if len(marked):
+        if reach > extent.stop:
             for k in np.flatnonzero(marked.end > extent.stop).tolist():
                 self._resume[int(marked.pattern[k])] = int(marked.end[k])
-        for hit in hits:
-            if hit.end > extent.stop:
-                self._resume[hit.pattern] = hit.end
-        if self._unbounded is not None:
-            few += self._unbounded.advance(extent, self._newline, faults)
-        if few:
+        if self._unbounded is not None and (few := self._unbounded.advance(extent, self._newline, faults)):
             rows = Rows.join([rows, Rows.of(few)]) if len(rows) else Rows.of(few)
         return Settled(self._next, rows, tuple(faults))
 
@@ -200,14 +212,11 @@ class FileSettler:
         if pattern.literal is not None:
             dropped = len(starts)
             first = literal_chain(as_bytes(view), pattern.literal, resume - base, extent.stop - base)
-            spans = np.stack([first, first + len(pattern.literal)], axis=1) + base
+            bounds = np.stack([first, first + len(pattern.literal)], axis=1) + base
         else:
-            dropped, spans = _chain_until_met(pattern, view, base, resume, extent.stop, starts, ends)
-        relative = spans - extent.start
-        which = np.full(len(spans), index, np.int64)
-        origin, payload = extent.start - base, extent.stop - extent.start
-        part, _, _ = mark(as_bytes(view), origin, payload, (which, relative[:, 0], relative[:, 1]), extent.start)
-        return dropped, part
+            dropped, bounds = _chain_until_met(pattern, view, base, resume, extent.stop, starts, ends)
+        spans = np.column_stack([np.full(len(bounds), index, np.int64), bounds - extent.start])
+        return dropped, mark(as_bytes(view).ctypes.data + extent.start - base, 0, spans, extent.start)
 
 
 @hot
@@ -254,19 +263,24 @@ def _chain_until_met(
     return void, np.array(spans, np.int64).reshape(-1, 2)
 
 
-def _absolute(marked: Marked, lines: int, newline: int) -> Rows:
-    """``marked`` counts from a border with ``lines`` newlines before it, the last at ``newline``."""
-    last = np.where(marked.newline == NO_NEWLINE, newline, marked.newline)
-    line = np.zeros(len(marked), np.int64) if lines == _UNKNOWN else marked.newlines + (lines + 1)
-    column = np.where(last == _UNKNOWN, 0, marked.start - last)
-    return Rows(marked.pattern, marked.start, marked.end, line, column, marked.offsets, marked.data)
+@hot
+def _place(start: Ints, end: Ints, newlines: Ints, newline: Ints, lines: int, before: int) -> int:
+    """Newlines become lines, the last newline's offset the column; the furthest end. ``_absolute`` says of what."""
+    reach = 0
+    for k in range(start.size):
+        last = before if newline[k] == NO_NEWLINE else newline[k]
+        newlines[k] = 0 if lines == _UNKNOWN else lines + newlines[k] + 1
+        newline[k] = 0 if last == _UNKNOWN else start[k] - last
+        reach = max(reach, end[k])
+    return reach
 
 
-def _absolute_hit(hit: Hit, lines: int, newline: int) -> Row:
-    """As ``_absolute``, for one."""
-    last = newline if hit.newline == NO_NEWLINE else hit.newline
-    line = 0 if lines == _UNKNOWN else hit.newlines + lines + 1
-    return Row(hit.pattern, hit.start, hit.end, line, 0 if last == _UNKNOWN else hit.start - last, hit.text)
+def _absolute(marked: Marked, lines: int, newline: int) -> tuple[Rows, int]:
+    """``marked`` counts from a border with ``lines`` newlines before it, the last at ``newline``; its arrays become
+    the rows'. And where the match that ends last ends."""
+    line, column = marked.newlines, marked.newline
+    reach = _place(marked.start, marked.end, line, column, lines, newline)
+    return Rows(marked.pattern, marked.start, marked.end, line, column, marked.offsets, marked.data), reach
 
 
 def _fault(error: ReadFailed, since: int, pattern: int | None) -> Fault:
@@ -307,8 +321,13 @@ class _Unbounded:
         self._searches: dict[int, Search] = {p.plan.index: search_for(p, window) for p in plans.without_candidates}
         self._stuck: dict[int, int] = {}  # searches that wait for an extent behind this offset
         self._given_up: set[int] = set()
-        self._counted: Mapping[int, int] = {}
-        self._counted_from = 0
+        self._index: Index | None = None  # of the extent that was settled last …
+        self._indexed = 0  # … which begins here
+
+    @property
+    def searching(self) -> bool:
+        """Whether any search has been made."""
+        return bool(self._searches)
 
     def decided(self, frontier: int, newline: int) -> int:
         """No match that is still to be found starts before this offset; as ``Search.decided``."""
@@ -332,7 +351,7 @@ class _Unbounded:
             search = self._search(index)
             if search is not None and index not in self._stuck:
                 search.learn(ends)
-        self._counted, self._counted_from = extent.counted, extent.start
+        self._index, self._indexed = extent.index, extent.start
         return self._advance_all(extent, newline, faults)
 
     def pass_over(self, extent: Unread, faults: list[Fault]) -> list[Row]:
@@ -341,7 +360,7 @@ class _Unbounded:
             search = self._search(pattern.plan.index)
             if search is not None:
                 search.suspect(extent.start, extent.stop)
-        self._counted = {}
+        self._index = None
         return self._advance_all(extent, _UNKNOWN, faults)
 
     def _search(self, index: int) -> Search | None:
@@ -408,47 +427,42 @@ class _Unbounded:
                 search.restart(max(extent.start, error.offset + 2))
 
     def _places(self, starts: list[int]) -> list[tuple[int, int]]:
-        """Lines and columns (0: unknown) of ascending ``starts``: counted from the border before each, or from a
-        candidate nearby."""
+        """Lines and columns (0: unknown) of ascending ``starts``, counted from the border before each."""
         places: list[tuple[int, int]] = []
         while len(places) < len(starts):
             start = starts[len(places)]
             border, following, lines, newline = self.borders.before(start)
             stop = len(starts) if following is None else bisect_left(starts, following)
             part = starts[len(places) : stop]
+            index = self._index if border == self._indexed else None
+            if index is not None and not self._window.has(border, part[-1]):
+                # Only what is near them is read.
+                part = part[: next((k for k in range(1, len(part)) if part[k] - part[k - 1] > _APART), None)]
             try:
-                counts, lasts = self._count_back(border, part) or self._count(border, np.array(part))
+                counts, lasts = self._count(border, index, part)
             except ReadFailed:  # the rows stand, without line and column
                 places += [(0, 0)] * len(part)
                 continue
             for start, count, last in zip(part, counts, lasts, strict=True):
-                last = newline if last == NO_NEWLINE else last
+                last = newline if last < 0 else border + last
                 line = 0 if lines == _UNKNOWN else lines + count + 1
                 places.append((line, 0 if last == _UNKNOWN else start - last))
         return places
 
-    def _count_back(self, border: int, starts: list[int]) -> tuple[list[int], list[int]] | None:
-        """``_count`` of a few, each from the candidate that ends next to it; None where one has none."""
-        if border != self._counted_from or not self._counted or len(starts) > len(self._counted):
-            return None
-        ends = sorted(self._counted)
-        counts, lasts = [], []
-        for start in starts:
-            k = bisect_left(ends, start)
-            if k == len(ends) or ends[k] - start > _LOOK_BACK:
-                return None
-            view, base = self._window.view(start, ends[k], before=min(_LOOK_BACK, start - border))
-            count = self._counted[ends[k]] - bytes(view[start - base : ends[k] - base]).count(b"\n")
-            last = newline_before(view, max(0, border - base), start - base) + base if count else NO_NEWLINE
-            if count and last < base:
-                return None
-            counts.append(count)
-            lasts.append(last)
-        return counts, lasts
+    def _count(self, border: int, index: Index | None, starts: list[int]) -> tuple[list[int], list[int]]:
+        """Newlines between ``border`` and each of ``starts``, and how far behind it the last one is (or -1).
 
-    def _count(self, border: int, start: Ints) -> tuple[list[int], list[int]]:
-        """Newlines between ``border`` and each of ``start``, and the last one's offset (or NO_NEWLINE)."""
-        counts, lasts = np.empty((2, len(start)), np.int64)
-        view, base = self._window.view(border, int(start[-1]), before=0)
-        mark_newlines(as_bytes(view), border - base, int(start[-1]) - base, start - base, counts, lasts)
-        return counts.tolist(), np.where(lasts >= 0, lasts + base, NO_NEWLINE).tolist()
+        ``index`` is that of the payload which begins at the border, where it is known.
+        """
+        chunk = address = 0
+        if index is not None:
+            address = index.ctypes.data
+            # The last newline before the first start, if there is one, is in this chunk or behind it.
+            chunk = upto = (starts[0] - border) // abi.NEWLINE_CHUNK
+            while chunk and index[chunk] == index[upto]:
+                chunk -= 1
+        view, base = self._window.view(border + chunk * abi.NEWLINE_CHUNK, starts[-1], before=0)
+        places = np.array(starts) - border
+        counts, lasts = np.empty((2, len(starts)), np.int64)
+        newlines_before(as_bytes(view).ctypes.data + border - base, address, places, counts, lasts)
+        return counts.tolist(), lasts.tolist()

@@ -102,6 +102,10 @@ class Window:
         finally:
             self._lent = None
 
+    def has(self, start: int, stop: int) -> bool:
+        """Whether ``[start, stop)`` is in bytes that are lent."""
+        return self._lent is not None and self._lent[1] <= start and stop <= self._lent[2]
+
     def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
         """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
 
