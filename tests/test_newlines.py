@@ -12,9 +12,11 @@ from uring_actors.arena import abi
 from uring_actors.megakernel.newlines import newlines_at
 from uring_actors.ops.match import planset
 from uring_actors.ops.match.newlines import (
+    NO_INDEX,
     as_bytes,
     copy_index,
     copy_ranges,
+    count_before,
     count_newlines,
     empty_index,
     first_newline,
@@ -69,7 +71,11 @@ def test_the_index_and_what_is_counted_by_it(data: st.DataObject, at: int, with_
     newlines_before(found.text, found.index if with_index else 0, starts, counts, lasts)
     assert counts.tolist() == [payload.count(b"\n", 0, s) for s in starts]
     assert lasts.tolist() == [payload.rfind(b"\n", 0, s) for s in starts]
-    assert copy_index(found.index, len(payload)).tolist() == [0, *index[1:].tolist()]
+    copy = copy_index(found.index, len(payload))
+    assert copy.tolist() == index.tolist()
+    again = np.empty((2, len(starts)), np.int64)
+    count_before(as_bytes(text), at, copy if with_index else NO_INDEX, starts, *again)
+    assert again.tolist() == [counts.tolist(), lasts.tolist()]
 
 
 def test_ranges_are_copied() -> None:

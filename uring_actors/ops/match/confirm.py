@@ -27,7 +27,6 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +37,7 @@ from numpy.typing import NDArray
 from uring_actors.arena.atomics import load8
 from uring_actors.hot import hot
 from uring_actors.ops.match.newlines import (
+    NO_INDEX,
     Bytes,
     Index,
     Ints,
@@ -68,7 +68,7 @@ class ExtentMatches:
 
     ``marked`` counts newlines from ``start``. ``newline`` is the last newline in [start, stop), or NO_NEWLINE.
     ``candidates`` are those of patterns that are settled against the file. ``index`` is the payload's newline index
-    where there may be rows of such patterns: word k has the newlines before chunk k.
+    where there may be rows of such patterns.
     """
 
     start: int
@@ -77,7 +77,7 @@ class ExtentMatches:
     newline: int
     marked: Marked = NO_MARKED
     candidates: Candidates = field(default_factory=dict)
-    index: Index | None = None
+    index: Index = field(default_factory=lambda: NO_INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,7 @@ class Confirmer:
         spans = spans[:found]
         chains = self._chains(extent, view, at, payload, rest[:others])
         if chains:
-            chained = np.array(array("q", chains)).reshape(-1, 3)
+            chained = np.fromiter(chains, np.int64, len(chains)).reshape(-1, 3)
             spans = np.concatenate([spans, chained]) if len(spans) else chained
         if len(spans):
             extent.marked = mark(newlines.text, newlines.index, spans, extent.start)

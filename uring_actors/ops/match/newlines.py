@@ -20,7 +20,7 @@ from uring_actors.megakernel.newlines import index_newlines, indexed, last_newli
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Index = NDArray[np.uint32]
-"""A payload's newline index: word k has the newlines before its chunk k (``abi.NEWLINE_CHUNK``)."""
+"""A payload's newline index: word k has the newlines before its chunk k (``abi.NEWLINE_CHUNK``), but for word 0."""
 
 
 def as_bytes(buffer: Any) -> Bytes:
@@ -84,11 +84,11 @@ def count_newlines(text: Bytes, at: int, payload: int, index: Index) -> Newlines
 
 
 def copy_index(address: int, payload: int) -> Index:
-    """A copy of the index at ``address``; the word of chunk 0 is 0."""
-    index = empty_index(payload)
-    ctypes.memmove(index.ctypes.data, address, index.nbytes)
-    index[0] = 0
-    return index
+    """A read-only copy of the index at ``address``."""
+    return np.frombuffer(ctypes.string_at(address, 4 * max(1, -(-payload // abi.NEWLINE_CHUNK))), np.uint32)
+
+
+NO_INDEX: Index = np.frombuffer(b"", np.uint32)
 
 
 @hot
@@ -124,6 +124,13 @@ def newlines_before(text: int, index: int, starts: Ints, counts: Ints, lasts: In
         done = start
         counts[k] = total
         lasts[k] = last
+
+
+@hot
+def count_before(text: Bytes, at: int, index: Index, starts: Ints, counts: Ints, lasts: Ints) -> None:
+    """As ``newlines_before``, of the payload at ``text[at:]``. ``at`` may be negative where an index that is not
+    empty makes it needless to look before the text."""
+    newlines_before(text.ctypes.data + at, index.ctypes.data if index.size else 0, starts, counts, lasts)
 
 
 @hot

@@ -289,9 +289,7 @@ class MatchSettler:
         file.left -= 1
         if self._plans.unbounded:  # rows may have waited for what this decides
             entry = file.entry
-            with settler.window.lent(*self._text(row)):
-                more = self._report.add(entry.id, entry.path, NO_ROWS, settler.decided, settler.window)
-            if not more:
+            if not self._report.add(entry.id, entry.path, NO_ROWS, settler.decided, settler.window):
                 self._finish(file, more=False)
         return True
 

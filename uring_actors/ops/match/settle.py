@@ -28,7 +28,7 @@ import numpy as np
 from uring_actors.arena import abi
 from uring_actors.hot import hot
 from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark
-from uring_actors.ops.match.newlines import Bytes, Index, Ints, as_bytes, newlines_before
+from uring_actors.ops.match.newlines import NO_INDEX, Bytes, Index, Ints, as_bytes, count_before
 from uring_actors.ops.match.planset import Pattern, PlanSet
 from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Row, Rows
 from uring_actors.ops.match.unbounded import Found, Search, search_for
@@ -321,7 +321,7 @@ class _Unbounded:
         self._searches: dict[int, Search] = {p.plan.index: search_for(p, window) for p in plans.without_candidates}
         self._stuck: dict[int, int] = {}  # searches that wait for an extent behind this offset
         self._given_up: set[int] = set()
-        self._index: Index | None = None  # of the extent that was settled last …
+        self._index = NO_INDEX  # of the extent that was settled last …
         self._indexed = 0  # … which begins here
 
     @property
@@ -360,7 +360,7 @@ class _Unbounded:
             search = self._search(pattern.plan.index)
             if search is not None:
                 search.suspect(extent.start, extent.stop)
-        self._index = None
+        self._index = NO_INDEX
         return self._advance_all(extent, _UNKNOWN, faults)
 
     def _search(self, index: int) -> Search | None:
@@ -434,8 +434,8 @@ class _Unbounded:
             border, following, lines, newline = self.borders.before(start)
             stop = len(starts) if following is None else bisect_left(starts, following)
             part = starts[len(places) : stop]
-            index = self._index if border == self._indexed else None
-            if index is not None and not self._window.has(border, part[-1]):
+            index = self._index if border == self._indexed else NO_INDEX
+            if len(index) and not self._window.has(border, part[-1]):
                 # Only what is near them is read.
                 part = part[: next((k for k in range(1, len(part)) if part[k] - part[k - 1] > _APART), None)]
             try:
@@ -449,20 +449,18 @@ class _Unbounded:
                 places.append((line, 0 if last == _UNKNOWN else start - last))
         return places
 
-    def _count(self, border: int, index: Index | None, starts: list[int]) -> tuple[list[int], list[int]]:
+    def _count(self, border: int, index: Index, starts: list[int]) -> tuple[list[int], list[int]]:
         """Newlines between ``border`` and each of ``starts``, and how far behind it the last one is (or -1).
 
-        ``index`` is that of the payload which begins at the border, where it is known.
+        ``index`` is that of the payload which begins at the border, or NO_INDEX.
         """
-        chunk = address = 0
-        if index is not None:
-            address = index.ctypes.data
-            # The last newline before the first start, if there is one, is in this chunk or behind it.
+        chunk = 0
+        if len(index):  # the last newline before the first start, if there is one, is in this chunk or behind it
             chunk = upto = (starts[0] - border) // abi.NEWLINE_CHUNK
             while chunk and index[chunk] == index[upto]:
                 chunk -= 1
         view, base = self._window.view(border + chunk * abi.NEWLINE_CHUNK, starts[-1], before=0)
         places = np.array(starts) - border
         counts, lasts = np.empty((2, len(starts)), np.int64)
-        newlines_before(as_bytes(view).ctypes.data + border - base, address, places, counts, lasts)
+        count_before(as_bytes(view), border - base, index, places, counts, lasts)
         return counts.tolist(), lasts.tolist()
