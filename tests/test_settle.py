@@ -149,7 +149,6 @@ def tiny_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows that must grow, and chunks that cut, within texts of a few bytes."""
     monkeypatch.setattr(unbounded, "_FIRST_WINDOW", 2)
     monkeypatch.setattr(unbounded, "_CHUNK", 5)
-    monkeypatch.setattr(unbounded, "_SMALLEST_CHUNK", 1)
     monkeypatch.setattr(unbounded, "_LINE_STEP", 2)
     monkeypatch.setattr(window, "_READ_AHEAD", 1)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import re2
-from numpy.typing import NDArray
 
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
+from uring_actors.ops.match.syntax import cut_short
 
 _ROOMY = 32 << 20
 """Bytes for the automata of an unbounded pattern, when they come to that. Counted repetitions make many states, and
@@ -39,6 +39,15 @@ def compile_source(plan: PatternPlan) -> Any:
         options.literal = True
         return re2.compile(plan.literal, options)
     return re2.compile(plan.re2, _options(latin1=plan.latin1, roomy=not plan.kind.confirmed_in_slot))
+
+
+def _compile_cut(plan: PatternPlan) -> Any:
+    encoding = "latin-1" if plan.latin1 else "utf-8"
+    source = cut_short(plan.re2.decode(encoding), latin1=plan.latin1)
+    try:
+        return source and re2.compile(source.encode(encoding), _options(latin1=plan.latin1, roomy=True))
+    except re2.error:  # too large
+        return None
 
 
 Find = Callable[[memoryview, int, int], tuple[int, int]]
@@ -107,13 +116,13 @@ def _widest(plan: PatternPlan) -> int:
 class Pattern:
     """One plan with what RE2 made of it.
 
-    ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``alive`` (the whole
-    stretch) and ``alive_suffix`` (the longest stretch that is alive and ends with the *text*) are None where the
-    plan has no ``alive``. ``foreign`` says of each byte whether no match can hold it; None where the plan doesn't.
-    ``width`` is the maximum width, 0 where there is none.
+    ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``cut_search`` and
+    ``cut_match`` are the same of the pattern cut short (``syntax.cut_short``), for *texts* that end where something
+    was cut; None where the pattern is confirmed in its slot, or has no such form. ``width`` is the maximum width, 0
+    where there is none.
     """
 
-    __slots__ = ("alive", "alive_suffix", "foreign", "literal", "match", "plan", "search", "width")
+    __slots__ = ("cut_match", "cut_search", "literal", "match", "plan", "search", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
         self.plan = plan
@@ -126,17 +135,10 @@ class Pattern:
             self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
-        self.foreign: NDArray[np.bool_] | None = None
-        if plan.alphabet is not None:
-            self.foreign = np.array([not plan.alphabet >> byte & 1 for byte in range(256)])
-        self.alive: Find | None = None
-        self.alive_suffix: Find | None = None
-        if plan.alive is not None:
-            options = _options(latin1=True, roomy=True)
-            options.dot_nl = True
-            self.alive = _find(re2.compile(plan.alive, options), "ANCHOR_BOTH")
-            suffix = re2.compile(rb"(?:" + plan.alive + rb")\z", options)
-            self.alive_suffix = _find(suffix, "UNANCHORED")
+        self.cut_search: Find | None = None
+        self.cut_match: Find | None = None
+        if not plan.kind.confirmed_in_slot and (cut := _compile_cut(plan)) is not None:
+            self.cut_search, self.cut_match = _find(cut, "UNANCHORED"), _find(cut, "ANCHOR_START")
 
 
 class PlanSet:

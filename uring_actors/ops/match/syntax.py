@@ -171,6 +171,10 @@ class _Parser:
         self.highest = LAST_LATIN1 if latin1 else LAST_CODE_POINT
         self.groups = [_Group(-1, flags)]
         self.after_repetition = False
+        self.leaves: list[tuple[int, int]] = []
+        """Where the text has characters, classes and assertions: all that is no operator."""
+        self.chars: list[Ranges] = []
+        """What the characters and classes are."""
 
     # -- errors and looking ahead
 
@@ -191,6 +195,7 @@ class _Parser:
         self.groups[-1].copies.append(copies)
 
     def push_chars(self, ranges: Ranges) -> None:
+        self.chars.append(ranges)
         self.push(Chars(ranges))
 
     def push_literal(self, code: int) -> None:
@@ -202,7 +207,7 @@ class _Parser:
     def parse(self) -> Node:
         while self.at < len(self.text):
             is_repetition = False
-            character = self.text[self.at]
+            start, character = self.at, self.text[self.at]
             if character == "(":
                 self.open_group()
             elif character == ")":
@@ -219,6 +224,8 @@ class _Parser:
                 self.backslash()
             else:
                 self.plain(character)
+            if not is_repetition and character not in "()|":
+                self.leaves.append((start, self.at))
             self.after_repetition = is_repetition
         if len(self.groups) > 1:
             raise self.error("missing closing )", self.groups[-1].position)
@@ -519,3 +526,39 @@ def parse(text: str, flags: Flags = NO_FLAGS, *, latin1: bool = False) -> Node:
     Raises PatternError, with the position in ``text``. ``EMPTY`` is the empty pattern's tree.
     """
     return _Parser(text, flags, latin1).parse() if text else EMPTY
+
+
+def cut_short(text: str, *, latin1: bool = False) -> str | None:
+    """The pattern ``text`` made to break off where the text ends: every leaf ``x`` of it becomes ``(?:x|\\z)``.
+
+    It does as ``text`` does, with the same preferences, but a match that the text's end interrupts goes on without
+    its bytes and ends there. So, of a text that is the beginning of another and is cut between two characters, a
+    match that ends before the cut is the one that ``text`` has in the longer one; and what ``text`` may match across
+    the cut ends at it, wherever that is preferred to what ends before.
+
+    None where RE2 would not read the leaves alike on text that isn't UTF-8: it joins classes, and reads the class of
+    all that is not ASCII loosely.
+    """
+    parser = _Parser(text, NO_FLAGS, latin1)
+    parser.parse()
+    parts = []
+    done = 0
+    for start, stop in parser.leaves:
+        leaf = text[start:stop]
+        if leaf.startswith("\\Q"):
+            leaves = [f"\\x{{{ord(character):x}}}" for character in leaf[2:].removesuffix("\\E")]
+        else:
+            leaves = [leaf]
+        parts += [text[done:start], *(rf"(?:{leaf}|\z)" for leaf in leaves)]
+        done = stop
+    beyond = [ranges for chars in parser.chars if (ranges := _beyond_ascii(chars)) != _ALL_BEYOND_ASCII]
+    if not latin1 and union(pair for ranges in beyond for pair in ranges) == _ALL_BEYOND_ASCII:
+        return None
+    return "".join([*parts, text[done:]])
+
+
+_ALL_BEYOND_ASCII: Ranges = ((0x80, LAST_CODE_POINT),)
+
+
+def _beyond_ascii(ranges: Ranges) -> Ranges:
+    return tuple((max(low, 0x80), high) for low, high in ranges if high >= 0x80)

@@ -5,10 +5,12 @@ A ``Search`` is told, extent by extent, which candidates an engine saw and how f
 look at bytes past the frontier where a match demands it, and it may fall behind where it can't decide yet; at the
 frontier ``size`` it has emitted everything.
 
-What makes a result final. Matches from a start s that end within a window [.., w) depend on the window's bytes and
-one byte of context after it, which the window has. If the bytes from s to w are not ``alive``, no match from s ends
-beyond w, so what RE2 finds from s with endpos w is what it finds in the whole file. At the file's end everything is
-final. Without an ``alive`` expression every start counts as alive.
+What makes a result final. In the file's bytes up to w, cut between two characters, the pattern cut short
+(``syntax.cut_short``) is looked for. It finds what RE2 finds in the whole file where that is decided by these bytes:
+a match that ends before w. What ends at w isn't decided: the match may go on behind w, or be another. RE2 prefers one
+way through the pattern to another, and a way that w interrupts ends at w, so it hides what is found by lesser ways
+only; a lazy ``.*?end`` is decided where it ends. Starts of which nothing is found, not even an end at w, have no match
+in the file. At the file's end everything is final. Where a pattern can't be cut short, nothing is decided before.
 
 A read that fails leaves the search where it was; ``restart`` begins a new chain behind the trouble. What had been
 emitted stays right.
@@ -20,7 +22,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from uring_actors.ops.match.newlines import as_bytes, borders, first_newline, last_newline
+from uring_actors.ops.match.newlines import as_bytes, first_newline, last_newline
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
@@ -182,16 +184,49 @@ class LineSearch:
         return self._window.size
 
 
+def _decided(
+    pattern: Pattern, window: Window, at: int, stop: int, *, anchored: bool = False
+) -> tuple[int, Found | None]:
+    """The leftmost match from ``at`` on, where the file's bytes up to ``stop`` decide it.
+
+    Otherwise the least start that is not decided. ``anchored``: only the start ``at`` is looked at.
+    """
+    view, base = window.view(at, stop)
+    position, end = at - base, stop - base
+    if stop == window.size:
+        start, past = (pattern.match if anchored else pattern.search)(view, position, end)
+        if start < 0:
+            return at + 1 if anchored else stop, None
+    else:
+        find = pattern.cut_match if anchored else pattern.cut_search
+        if not pattern.plan.latin1:
+            end = _between_characters(view, end)
+        if find is None or end <= position:
+            return at, None
+        start, past = find(view[:end], position, end)
+        if start < 0:  # anchored: otherwise there is at least the text's end
+            return at + 1, None
+        if past == end:
+            return start + base, None
+    return start + base, Found(start + base, past + base, bytes(view[start:past]))
+
+
+def _between_characters(view: memoryview, at: int) -> int:
+    """``at``, or less: a place in UTF-8 text that is in no character, whatever RE2 takes for one."""
+    for place in range(at, max(at - 4, -1), -1):
+        if view[place] & 0xC0 != 0x80:
+            return place
+    return at  # behind three continuation bytes no character goes on
+
+
 _CHUNK = 1 << 20
-_SMALLEST_CHUNK = 256
 
 
 class FileSearch:
     """FILE: windows from ``at`` on, each keeping from the last what is not decided; linear in the file's size.
 
-    In a window [at, w) let u be the least start whose bytes up to w are alive. Every start before u is decided, so
-    the chain goes on with what RE2 finds there; the next window begins at u, and is at least twice as long as
-    what it takes over, so that bytes are searched a bounded number of times.
+    A window [at, w) gives all matches up to the least start u that it doesn't decide. The next window begins at u,
+    and is at least twice as long as what it takes over, so that bytes are searched a bounded number of times.
 
     With candidates (a necessary part of every match), nothing is read until one lies wholly behind ``at``.
     """
@@ -201,7 +236,6 @@ class FileSearch:
         self._pattern = pattern
         self._window = window
         self._ends: Sequence[int] = ()
-        self._chunk = _CHUNK
         self._reach = 0  # the next window must go this far to be worth a try
 
     def learn(self, ends: Sequence[int]) -> None:
@@ -223,8 +257,8 @@ class FileSearch:
         while self.at < frontier and self._wanted():
             if self._reach > frontier and frontier < size:
                 return
-            stop = min(frontier, max(self.at + self._chunk, self._reach))
-            if self._pattern.alive is None:
+            stop = min(frontier, max(self.at + _CHUNK, self._reach))
+            if self._pattern.cut_search is None:
                 if frontier < size:
                     return
                 stop = size
@@ -252,37 +286,19 @@ class FileSearch:
 
     def _step(self, stop: int, out: list[Found]) -> None:
         """One window."""
-        view, base = self._window.view(self.at, stop)
-        decided = self._decided(view, base, stop)
-        at = self.at
-        while at < decided:
-            start, end = self._pattern.search(view, at - base, stop - base)
-            if start < 0 or start + base >= decided:
-                at = decided
+        while self.at < stop:
+            self.at, found = _decided(self._pattern, self._window, self.at, stop)
+            if found is None:
                 break
-            out.append(Found(start + base, end + base, bytes(view[start:end])))
-            at = end + base
-        # A match that ends behind the least alive start makes us look for the next one: cheap in small windows.
-        self._chunk = max(_SMALLEST_CHUNK, self._chunk // 4) if at > decided else min(_CHUNK, 2 * self._chunk)
-        self.at = at
-        self._reach = at + 2 * (stop - at)
-
-    def _decided(self, view: memoryview, base: int, stop: int) -> int:
-        """The least start that may match beyond ``stop``; ``stop`` where none does."""
-        if stop == self._window.size:
-            return stop
-        if self._pattern.alive_suffix is None:
-            return self.at
-        start, _ = self._pattern.alive_suffix(view[: stop - base], self.at - base, stop - base)
-        return stop if start < 0 else start + base
+            out.append(found)
+            self.at = found.end
+        self._reach = self.at + 2 * (stop - self.at)
 
 
-_MANY_STARTS = 4
-"""Starts of one candidate from which on windows are quicker than to try each."""
+_FEW_STARTS = 3
+"""Starts of one candidate up to which each is tried for itself."""
 
 _FIRST_WINDOW = 128
-_FOREIGN_WINDOW = 512
-"""Where a byte that no match holds ends the search before the window does, mostly."""
 _ALLOWANCE = 1 << 20
 
 
@@ -335,14 +351,12 @@ class PrefixSearch:
         if not self._ends:
             return
         plan = self._pattern.plan
-        many = plan.candidate_max - plan.candidate_min >= _MANY_STARTS
-        look = self._windows if many and plan.alive is not None else self._one_by_one
         for end in self._ends:
             start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
             if start >= stop:
                 continue
             self.at = start
-            look(end, stop, out)
+            self._try(end, stop, out)
             if self._spent > 4 * self._window.size + _ALLOWANCE:
                 self._linear = FileSearch(self._pattern, self._window, self.at)
                 self._linear.learn(self._ends)
@@ -350,100 +364,39 @@ class PrefixSearch:
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
         self._ends = ()
 
-    def _one_by_one(self, end: int, stop: int, out: list[Found]) -> None:
-        """Try every start from ``at`` up to ``stop``."""
-        while self.at < stop:
-            found = self._attempt(self.at)
-            if found is not None:
-                out.append(found)
-                self.at = found.end
-            else:
-                self.at += 1
-            if self._spent > 4 * self._window.size + _ALLOWANCE:
-                return
-
-    def _windows(self, end: int, stop: int, out: list[Found]) -> None:
-        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``."""
+    def _try(self, end: int, stop: int, out: list[Found]) -> None:
+        """Emit the matches that start in [``at``, ``stop``), where a candidate ends at ``end``."""
         size = self._window.size
-        first = length = _FIRST_WINDOW if self._pattern.foreign is None else _FOREIGN_WINDOW
-        while self.at < stop:
-            high = min(size, max(end, self.at) + length)
+        anchored = stop - self.at <= _FEW_STARTS
+        length = _FIRST_WINDOW
+        while self.at < stop and self._spent <= 4 * size + _ALLOWANCE:
+            high = size if self._pattern.cut_match is None else min(size, max(end, self.at) + length)
             try:
-                grown = self._search(end, high, stop, out)
+                start, found = self._look(high, anchored)
             except TooLong:
                 raise
             except ReadFailed as error:
                 # Perhaps what lies before the trouble is enough.
                 if error.offset - 1 <= self.at:
                     raise
-                if self._search(end, error.offset - 1, stop, out):
+                start, found = self._look(error.offset - 1, anchored)
+                if start == self.at and found is None:
                     raise
+            if found is not None and start < stop:
+                out.append(found)
+                self.at = found.end
+            elif start > self.at:
+                self.at = min(start, stop)
+            else:
+                length *= 4
                 continue
-            length = 4 * length if grown else first
+            length = _FIRST_WINDOW
 
-    def _search(self, end: int, high: int, stop: int, out: list[Found]) -> bool:
-        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided.
-
-        A byte that no match holds ends all matches before it. Where the window has none, the starts before the least
-        one that is alive at the window's end are decided.
-        """
-        view, base = self._window.view(self.at, high)
-        last, low = high - base, self.at - base
-        final = high == self._window.size
-        if self._pattern.foreign is not None:
-            before, behind = borders(as_bytes(view), self._pattern.foreign, low, min(end - base, last), last)
-            low = min(before + 1, stop - base)
-            final, last = final or behind < last, behind
-        undecided = min(stop, high) - base
-        if not final:
-            assert self._pattern.alive_suffix is not None, "windows are for patterns with an alive expression"
-            start, _ = self._pattern.alive_suffix(view[:last], low, last)
-            if start >= 0:
-                undecided = min(undecided, start)
-        if undecided > low:
-            start, past = self._pattern.search(view, low, last)
-            self._spent += (past if start >= 0 else last) - low
-            if start >= 0 and start < undecided:
-                out.append(Found(start + base, past + base, bytes(view[start:past])))
-                self.at = past + base
-                return False
-        else:
-            self._spent += last - low
-        self.at = undecided + base
-        return self.at < stop
-
-    def _attempt(self, start: int) -> Found | None:
-        """The match that starts at ``start``."""
-        size = self._window.size
-        length = _FIRST_WINDOW if self._pattern.alive is not None else size - start
-        while True:
-            stop = min(size, start + length)
-            try:
-                final, found = self._look(start, stop)
-            except TooLong:
-                raise
-            except ReadFailed as error:
-                # Perhaps what lies before the trouble is enough.
-                if error.offset - 1 <= start:
-                    raise
-                final, found = self._look(start, error.offset - 1)
-                if not final:
-                    raise
-            if final:
-                return found
-            length *= 4
-
-    def _look(self, start: int, stop: int) -> tuple[bool, Found | None]:
-        """What matches at ``start`` within ``stop``, and whether that is final."""
-        view, base = self._window.view(start, stop)
-        _, end = self._pattern.match(view, start - base, stop - base)
-        alive = self._pattern.alive
-        final = stop == self._window.size or (alive is not None and alive(view, start - base, stop - base)[1] < 0)
-        # Count what RE2 must have looked at: it stops early in a window that it finds dead.
-        if not final or (end < 0 and stop == self._window.size):
-            self._spent += stop - start
-        if not final or end < 0:
-            return final, None
-        end += base
-        self._spent += end - start
-        return True, Found(start, end, bytes(view[start - base : end - base]))
+    def _look(self, high: int, anchored: bool) -> tuple[int, Found | None]:
+        at = self.at
+        start, found = _decided(self._pattern, self._window, at, high, anchored=anchored)
+        if found is not None:
+            self._spent += found.end - at
+        elif not anchored or start == at or high == self._window.size:  # else RE2 has stopped early
+            self._spent += high - at
+        return start, found
