@@ -7,6 +7,7 @@ the slower engines that captures need.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,6 @@ def compile_source(plan: PatternPlan) -> Any:
         options.literal = True
         return re2.compile(plan.literal, options)
     return re2.compile(plan.re2, _options(latin1=plan.latin1, roomy=not plan.kind.confirmed_in_slot))
-
-
-def _compile_cut(plan: PatternPlan) -> Any:
-    encoding = "latin-1" if plan.latin1 else "utf-8"
-    source = cut_short(plan.re2.decode(encoding), latin1=plan.latin1)
-    try:
-        return source and re2.compile(source.encode(encoding), _options(latin1=plan.latin1, roomy=True))
-    except re2.error:  # too large
-        return None
 
 
 Find = Callable[[memoryview, int, int], tuple[int, int]]
@@ -113,32 +105,96 @@ def _widest(plan: PatternPlan) -> int:
     return (plan.max_width or 0) if plan.kind.confirmed_in_slot else plan.candidate_max
 
 
+class Expression:
+    """RE2's searches for one source, in UTF-8 or Latin-1.
+
+    ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``cut_search`` and
+    ``cut_match`` are the same of the source cut short (``syntax.cut_short``), for *texts* that end where something was
+    cut; None where it has no such form. That is compiled when it is first needed.
+    """
+
+    def __init__(self, source: bytes, *, latin1: bool) -> None:
+        self.latin1 = latin1
+        self._source = source
+        regex = re2.compile(source, _options(latin1=latin1, roomy=True))
+        self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
+
+    @cached_property
+    def cut_search(self) -> Find | None:
+        return None if self._cut is None else _find(self._cut, "UNANCHORED")
+
+    @cached_property
+    def cut_match(self) -> Find | None:
+        return None if self._cut is None else _find(self._cut, "ANCHOR_START")
+
+    @cached_property
+    def _cut(self) -> Any:
+        encoding = "latin-1" if self.latin1 else "utf-8"
+        source = cut_short(self._source.decode(encoding), latin1=self.latin1)
+        try:
+            return source and re2.compile(source.encode(encoding), _options(latin1=self.latin1, roomy=True))
+        except re2.error:  # too large
+            return None
+
+
 class Pattern:
     """One plan with what RE2 made of it.
 
-    ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``cut_search`` and
-    ``cut_match`` are the same of the pattern cut short (``syntax.cut_short``), for *texts* that end where something
-    was cut; None where the pattern is confirmed in its slot, or has no such form. ``width`` is the maximum width, 0
-    where there is none.
+    ``search`` finds the leftmost match. ``width`` is the maximum width, 0 where there is none. ``whole`` is there for
+    patterns that are searched against the file.
     """
 
-    __slots__ = ("cut_match", "cut_search", "literal", "match", "plan", "search", "width")
+    __slots__ = ("_core", "literal", "plan", "search", "whole", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
         self.plan = plan
         self.search: Find
-        self.match: Find
+        self.whole: Expression | None = None
         if plan.kind is Kind.LITERAL:
-            self.search = self.match = _not_searched  # no RE2: there may be tens of thousands
+            self.search = _not_searched  # no RE2: there may be tens of thousands
+        elif plan.kind.confirmed_in_slot:
+            self.search = _find(compile_source(plan), "UNANCHORED")
         else:
-            regex = compile_source(plan)
-            self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
+            self.whole = Expression(plan.re2, latin1=plan.latin1)
+            self.search = self.whole.search
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
-        self.cut_search: Find | None = None
-        self.cut_match: Find | None = None
-        if not plan.kind.confirmed_in_slot and (cut := _compile_cut(plan)) is not None:
-            self.cut_search, self.cut_match = _find(cut, "UNANCHORED"), _find(cut, "ANCHOR_START")
+        self._core: Core | None = None
+
+    @property
+    def core(self) -> Core:
+        """Of PREFIX. Made when it is first needed: most patterns have no candidate."""
+        if self._core is None:
+            self._core = Core(self)
+        return self._core
+
+
+class Core:
+    """What a PREFIX pattern is looked for by (``plan.Lead``).
+
+    ``front`` finds how far the front reaches back from the *text*'s end; ``head`` the next possible start. The core
+    of a candidate that ends at e begins in [e - ``most``, e - ``least``].
+    """
+
+    def __init__(self, pattern: Pattern) -> None:
+        assert pattern.whole is not None, "patterns that are confirmed in the slot have no core"
+        plan = pattern.plan
+        lead = plan.lead
+        self.least, self.most = plan.candidate_min, plan.candidate_max
+        self.expression = pattern.whole
+        self.front: Find | None = None
+        self.front_most = 0
+        self.head: Find | None = None
+        self.head_most = 0
+        if lead is not None and lead.front is not None:
+            front = b"(?:" + lead.front + rb")\z"
+            self.front = _find(re2.compile(front, _options(latin1=plan.latin1)), "UNANCHORED")
+            self.front_most = lead.front_max
+            self.most -= lead.front_max
+            self.expression = Expression(lead.core, latin1=plan.latin1)
+        if lead is not None and lead.head is not None:
+            self.head = _find(re2.compile(lead.head, _options(latin1=True)), "UNANCHORED")
+            self.head_most = lead.head_max
 
 
 class PlanSet:

@@ -27,11 +27,14 @@ from uring_actors.ops.match.tree import (
     Assertion,
     ByteSet,
     Chars,
+    Concat,
     Node,
     Ranges,
+    Repeat,
     alt,
     complement,
     concat,
+    fold,
     repeat,
     union,
 )
@@ -541,7 +544,7 @@ def cut_short(text: str, *, latin1: bool = False) -> str | None:
     """
     parser = _Parser(text, NO_FLAGS, latin1)
     parser.parse()
-    parts = []
+    parts: list[str] = []
     done = 0
     for start, stop in parser.leaves:
         leaf = text[start:stop]
@@ -562,3 +565,30 @@ _ALL_BEYOND_ASCII: Ranges = ((0x80, LAST_CODE_POINT),)
 
 def _beyond_ascii(ranges: Ranges) -> Ranges:
     return tuple((max(low, 0x80), high) for low, high in ranges if high >= 0x80)
+
+
+_LEADING_FLAGS = re.compile(r"(?:\(\?[ims]+\))*")
+_LAZY_COUNT = re.compile(r"\{0,([0-9]+)\}\?")
+
+
+def lazy_front(text: str, *, latin1: bool = False) -> tuple[str, str] | None:
+    """``x{0,n}`` and ``y``, for a pattern ``x{0,n}?y`` where ``x`` is one character or class; None for others.
+
+    Let k be the least place, from some place on, where ``y`` matches. Then the leftmost match of the pattern ends where
+    that of ``y`` does, and begins as far before k as ``x{0,n}`` reaches: from an earlier start, fewer than n ``x`` lead
+    to k, and for any place behind k where ``y`` matches too, all starts from which it can be reached and k can't lie
+    behind k. Of the matches from one start the one with the fewest ``x`` is preferred, which is that by k. (A ``\\C``
+    could match within a character, where no row of ``x`` ends: such patterns are among the others.)
+    """
+    parser = _Parser(text, NO_FLAGS, latin1)
+    tree = parser.parse()
+    if not (isinstance(tree, Concat) and isinstance(tree.parts[0], Repeat) and isinstance(tree.parts[0].inner, Chars)):
+        return None
+    start, stop = parser.leaves[0]
+    count = _LAZY_COUNT.match(text, stop)
+    if count is None or not _LEADING_FLAGS.fullmatch(text, 0, start) or text.startswith("\\Q", start):
+        return None
+    if not latin1 and fold(tree, lambda node, below: isinstance(node, ByteSet) or any(below)):
+        return None
+    flags, leaf = text[:start], text[start:stop]
+    return f"{flags}(?:{leaf}){{0,{count[1]}}}", flags + text[count.end() :]

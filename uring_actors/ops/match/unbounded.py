@@ -19,12 +19,12 @@ emitted stays right.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from uring_actors.ops.match.newlines import as_bytes, first_newline, last_newline
 from uring_actors.ops.match.plan import Kind
-from uring_actors.ops.match.planset import Pattern
+from uring_actors.ops.match.planset import Expression, Pattern
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
 
@@ -185,30 +185,35 @@ class LineSearch:
 
 
 def _decided(
-    pattern: Pattern, window: Window, at: int, stop: int, *, anchored: bool = False
-) -> tuple[int, Found | None]:
-    """The leftmost match from ``at`` on, where the file's bytes up to ``stop`` decide it.
+    expression: Expression, window: Window, at: int, stop: int, *, anchored: bool = False
+) -> tuple[int, int]:
+    """The bounds of the leftmost match from ``at`` on, where the file's bytes up to ``stop`` decide it.
 
-    Otherwise the least start that is not decided. ``anchored``: only the start ``at`` is looked at.
+    Otherwise the least start that is not decided, and -1. ``anchored``: only the start ``at`` is looked at.
     """
     view, base = window.view(at, stop)
     position, end = at - base, stop - base
     if stop == window.size:
-        start, past = (pattern.match if anchored else pattern.search)(view, position, end)
+        start, past = (expression.match if anchored else expression.search)(view, position, end)
         if start < 0:
-            return at + 1 if anchored else stop, None
+            return at + 1 if anchored else stop, -1
     else:
-        find = pattern.cut_match if anchored else pattern.cut_search
-        if not pattern.plan.latin1:
+        find = expression.cut_match if anchored else expression.cut_search
+        if not expression.latin1:
             end = _between_characters(view, end)
         if find is None or end <= position:
-            return at, None
+            return at, -1
         start, past = find(view[:end], position, end)
         if start < 0:  # anchored: otherwise there is at least the text's end
-            return at + 1, None
+            return at + 1, -1
         if past == end:
-            return start + base, None
-    return start + base, Found(start + base, past + base, bytes(view[start:past]))
+            return start + base, -1
+    return start + base, past + base
+
+
+def _found(window: Window, start: int, end: int) -> Found:
+    view, base = window.view(start, end, before=0)
+    return Found(start, end, bytes(view[start - base : end - base]))
 
 
 def _between_characters(view: memoryview, at: int) -> int:
@@ -233,7 +238,9 @@ class FileSearch:
 
     def __init__(self, pattern: Pattern, window: Window, at: int = 0) -> None:
         self.at = at
+        assert pattern.whole is not None, "it is confirmed in the slot"
         self._pattern = pattern
+        self._whole = pattern.whole
         self._window = window
         self._ends: Sequence[int] = ()
         self._reach = 0  # the next window must go this far to be worth a try
@@ -258,7 +265,7 @@ class FileSearch:
             if self._reach > frontier and frontier < size:
                 return
             stop = min(frontier, max(self.at + _CHUNK, self._reach))
-            if self._pattern.cut_search is None:
+            if self._whole.cut_search is None:
                 if frontier < size:
                     return
                 stop = size
@@ -287,11 +294,11 @@ class FileSearch:
     def _step(self, stop: int, out: list[Found]) -> None:
         """One window."""
         while self.at < stop:
-            self.at, found = _decided(self._pattern, self._window, self.at, stop)
-            if found is None:
+            self.at, end = _decided(self._whole, self._window, self.at, stop)
+            if end < 0:
                 break
-            out.append(found)
-            self.at = found.end
+            out.append(_found(self._window, self.at, end))
+            self.at = end
         self._reach = self.at + 2 * (stop - self.at)
 
 
@@ -299,23 +306,34 @@ _FEW_STARTS = 3
 """Starts of one candidate up to which each is tried for itself."""
 
 _FIRST_WINDOW = 128
+_LONGEST_STRETCH = 1 << 10
 _ALLOWANCE = 1 << 20
 
 
 class PrefixSearch:
-    """PREFIX: every start that a candidate allows, in ascending order, each tried where it stands.
+    """PREFIX: every start that a candidate allows, in ascending order.
 
-    A candidate that ends at e begins in [e - candidate_max, e - candidate_min]. Where attempts have run over more
-    than four times the file (many starts, all alive for long), the rest of the file is left to the linear FileSearch.
+    Of a pattern with a lazy front (``plan.Lead``) the core is searched, and each match begins with as much of the front
+    as is there. Where attempts have run over more than four times the file (many starts, all alive for long), the rest
+    of the file is left to the linear FileSearch.
     """
 
     def __init__(self, pattern: Pattern, window: Window) -> None:
-        self.at = 0
         self._pattern = pattern
+        self._core = pattern.core
         self._window = window
         self._ends: Sequence[int] = ()
+        self._resume = 0  # where the last match ended
+        self._next = 0  # no core that starts between the two has a match
         self._spent = 0
         self._linear: FileSearch | None = None
+
+    @property
+    def at(self) -> int:
+        """See Search."""
+        if self._linear is not None:
+            return self._linear.at
+        return max(self._resume, self._next - self._core.front_most)
 
     def learn(self, ends: Sequence[int]) -> None:
         """See Search."""
@@ -331,72 +349,118 @@ class PrefixSearch:
 
     def restart(self, at: int) -> None:
         """See Search."""
-        self.at = max(self.at, at)
+        self._resume = max(self._resume, at)
         if self._linear is not None:
             self._linear.restart(at)
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search."""
         if self._linear is None:
-            self._try_starts(frontier, out)
+            self._try_candidates(frontier, out)
         if self._linear is not None:
             self._linear.advance(frontier, newline, out)
-            self.at = self._linear.at
 
     def decided(self, frontier: int, newline: int) -> int:
         """See Search."""
-        return max(self.at, frontier) if self._linear is None else self._linear.at
+        return max(self._resume, frontier) if self._linear is None else self._linear.at
 
-    def _try_starts(self, frontier: int, out: list[Found]) -> None:
-        if not self._ends:
-            return
-        plan = self._pattern.plan
-        for end in self._ends:
-            start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
-            if start >= stop:
-                continue
-            self.at = start
-            self._try(end, stop, out)
+    def _try_candidates(self, frontier: int, out: list[Found]) -> None:
+        core = self._core
+        for low, stop in self._stretches(frontier + core.front_most):
+            self._next = max(self._next, self._resume, low)
+            if not self._try(stop, frontier, out):
+                break
             if self._spent > 4 * self._window.size + _ALLOWANCE:
                 self._linear = FileSearch(self._pattern, self._window, self.at)
                 self._linear.learn(self._ends)
                 return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
+        self._next = min(self._next, frontier)
         self._ends = ()
 
-    def _try(self, end: int, stop: int, out: list[Found]) -> None:
-        """Emit the matches that start in [``at``, ``stop``), where a candidate ends at ``end``."""
-        size = self._window.size
-        anchored = stop - self.at <= _FEW_STARTS
+    def _stretches(self, most: int) -> Iterator[tuple[int, int]]:
+        """Where cores may start, up to ``most``: those of candidates that are near each other in one."""
+        least, reach = self._core.least, self._core.most
+        low = stop = -1
+        for end in self._ends:
+            if end - reach > stop or end - low > _LONGEST_STRETCH:
+                if stop > low:
+                    yield low, min(stop, most)
+                low = end - reach
+            stop = end - least + 1
+        if stop > low:
+            yield low, min(stop, most)
+
+    def _try(self, stop: int, frontier: int, out: list[Found]) -> bool:
+        """Emit the matches of cores in [``_next``, ``stop``). False: there is one that is not the frontier's yet."""
+        size, core = self._window.size, self._core
         length = _FIRST_WINDOW
-        while self.at < stop and self._spent <= 4 * size + _ALLOWANCE:
-            high = size if self._pattern.cut_match is None else min(size, max(end, self.at) + length)
+        while self._next < stop and self._spent <= 4 * size + _ALLOWANCE:
+            at = self._next
+            high = size if core.expression.cut_match is None else min(size, max(stop + core.least, at) + length)
             try:
-                start, found = self._look(high, anchored)
+                more = self._walk(high, stop, frontier, out)
             except TooLong:
                 raise
             except ReadFailed as error:
                 # Perhaps what lies before the trouble is enough.
-                if error.offset - 1 <= self.at:
+                if error.offset - 1 <= self._next:
                     raise
-                start, found = self._look(error.offset - 1, anchored)
-                if start == self.at and found is None:
+                more = self._walk(error.offset - 1, stop, frontier, out)
+                if more and self._next == at:
                     raise
-            if found is not None and start < stop:
-                out.append(found)
-                self.at = found.end
-            elif start > self.at:
-                self.at = min(start, stop)
-            else:
-                length *= 4
-                continue
-            length = _FIRST_WINDOW
+            if not more:
+                return False
+            length = _FIRST_WINDOW if self._next > at else 4 * length
+        return True
 
-    def _look(self, high: int, anchored: bool) -> tuple[int, Found | None]:
-        at = self.at
-        start, found = _decided(self._pattern, self._window, at, high, anchored=anchored)
-        if found is not None:
-            self._spent += found.end - at
-        elif not anchored or start == at or high == self._window.size:  # else RE2 has stopped early
-            self._spent += high - at
-        return start, found
+    def _walk(self, high: int, stop: int, frontier: int, out: list[Found]) -> bool:
+        """``_try``, as far as the file's bytes up to ``high`` decide it: up to ``_next``."""
+        core, whole = self._core, self._core.expression
+        view, base = self._window.view(max(self._resume, self._next - core.front_most), high)
+        at, limit, end = self._next - base, stop - base, high - base
+        final = high == self._window.size
+        match, search = (whole.match, whole.search) if final else (whole.cut_match, whole.cut_search)
+        if not final and not whole.latin1:
+            end = _between_characters(view, end)
+        if match is None or search is None or end <= at:
+            return True
+        text = view if final else view[:end]
+        head = core.head if final or limit + core.head_most <= end else None  # else it doesn't see all of them
+        head_stop = min(limit + core.head_most, end)
+        while at < limit:
+            if limit - at <= _FEW_STARTS:
+                start, past = at, match(text, at, end)[1]
+            elif head is not None:
+                start = head(view, at, head_stop)[0]
+                if not 0 <= start < limit:
+                    at = limit
+                    break
+                past = match(text, start, end)[1]
+            else:
+                start, past = search(text, at, end)
+                if not 0 <= start < limit:
+                    self._spent += end - at
+                    at = limit
+                    break
+            if past < 0:
+                self._spent += end - start if final else 0  # otherwise RE2 has stopped early
+                at = start + 1
+                continue
+            at = start
+            if past == end and not final:
+                self._spent += end - at
+                break
+            self._spent += past - at
+            first = at
+            if core.front is not None:
+                low = max(self._resume - base, at - core.front_most)
+                first = core.front(view[:at], low, at)[0]
+            if first + base >= frontier:
+                self._next = at + base
+                return False
+            out.append(Found(first + base, past + base, bytes(view[first:past])))
+            self._resume = past + base
+            at = past
+        self._next = at + base
+        return True
