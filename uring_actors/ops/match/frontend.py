@@ -24,8 +24,8 @@ from uring_actors.errors import OptionError, PatternError, PatternErrors
 from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.fixed import fixed
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex, Source
-from uring_actors.ops.match.plan import Kind, Lead, PatternPlan
-from uring_actors.ops.match.syntax import NO_FLAGS, lazy_front, parse, re2_options
+from uring_actors.ops.match.plan import Kind, LazyGap, Lead, PatternPlan
+from uring_actors.ops.match.syntax import NO_FLAGS, lazy_front, lazy_gap, parse, re2_options
 from uring_actors.ops.match.tree import Chars, Concat, Node, depth, fold
 
 MAX_HALO = 4096
@@ -248,7 +248,23 @@ def _lead(source: Source, prefix: Node) -> Lead:
     head = low.bounded_prefix(tree, LONGEST_HEAD)
     least, most = low.widths(head)
     assert most is not None, "prefixes are bounded"
-    return Lead(front, front_max, core, low.spell(head) if least else None, most)
+    gap = _gap(core.decode(encoding), source.latin1)
+    return Lead(front, front_max, core, low.spell(head) if least else None, most, gap)
+
+
+def _gap(core: str, latin1: bool) -> LazyGap | None:
+    gap = lazy_gap(core, latin1=latin1)
+    if gap is None:
+        return None
+
+    def widths(text: str) -> tuple[int, int | None]:
+        return low.widths(low.lower(parse(text, latin1=latin1), latin1=latin1))
+
+    entry, (_, each), (least, tail) = widths(gap.before)[1], widths(gap.x), widths(gap.behind)
+    if entry is None or not each or not least or tail is None:
+        return None
+    rest = f"(?:{gap.x})*?(?:{gap.behind})".encode("latin-1" if latin1 else "utf-8")
+    return LazyGap(entry + gap.least * each, tail, rest)
 
 
 def _is_plain(tree: Node) -> bool:

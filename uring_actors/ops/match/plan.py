@@ -38,6 +38,27 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class LazyGap:
+    """That a pattern is ``A x{n,}? B``, with one character or class ``x``, and bounded ``A`` and ``B``.
+
+    ``entry`` is how many bytes ``A x{n}`` takes at most, ``tail`` how many ``B`` does. ``rest`` is ``x*?B``, as RE2
+    reads it. Let a match be undecided at w, ``entry + tail`` bytes or more behind its start, and u be ``tail`` bytes
+    before w or more, and still ``entry`` behind the start. Then what is alive at w is in the gap or in a ``B`` that
+    begins at u or later, so the gap was reached and is unbroken up to u; and no ``B`` before u led to a match. So the
+    match ends where that of ``rest`` does that begins at u.
+    """
+
+    entry: int
+    tail: int
+    rest: bytes
+
+    @property
+    def crossed(self) -> int:
+        """Bytes from the start from which on this is so, wherever characters end."""
+        return self.entry + self.tail + 8
+
+
+@dataclass(frozen=True, slots=True)
 class Lead:
     """How the matches of a PREFIX pattern are found quicker than by trying every start.
 
@@ -54,6 +75,7 @@ class Lead:
     core: bytes
     head: bytes | None
     head_max: int
+    gap: LazyGap | None = None
 
 
 @dataclass(frozen=True, slots=True)

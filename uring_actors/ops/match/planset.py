@@ -195,6 +195,8 @@ class Core:
         if lead is not None and lead.head is not None:
             self.head = _find(re2.compile(lead.head, _options(latin1=True)), "UNANCHORED")
             self.head_most = lead.head_max
+        self.gap = None if lead is None else lead.gap
+        self.rest = None if self.gap is None else Expression(self.gap.rest, latin1=plan.latin1)
 
 
 class PlanSet:

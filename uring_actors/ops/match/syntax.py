@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import re2
 
@@ -165,6 +166,16 @@ class _Group:
         self.branch, self.copies = [], []
 
 
+class _Leaf(NamedTuple):
+    """A character, class or assertion of the text (or all that ``\\Q`` quotes)."""
+
+    start: int
+    stop: int
+    outside: bool
+    """Whether it is in no group."""
+    flags: Flags
+
+
 class _Parser:
     def __init__(self, text: str, flags: Flags, latin1: bool) -> None:
         self.text = text
@@ -174,8 +185,8 @@ class _Parser:
         self.highest = LAST_LATIN1 if latin1 else LAST_CODE_POINT
         self.groups = [_Group(-1, flags)]
         self.after_repetition = False
-        self.leaves: list[tuple[int, int]] = []
-        """Where the text has characters, classes and assertions: all that is no operator."""
+        self.leaves: list[_Leaf] = []
+        """The characters, classes and assertions: all that is no operator."""
         self.chars: list[Ranges] = []
         """What the characters and classes are."""
 
@@ -228,7 +239,7 @@ class _Parser:
             else:
                 self.plain(character)
             if not is_repetition and character not in "()|":
-                self.leaves.append((start, self.at))
+                self.leaves.append(_Leaf(start, self.at, len(self.groups) == 1, self.flags))
             self.after_repetition = is_repetition
         if len(self.groups) > 1:
             raise self.error("missing closing )", self.groups[-1].position)
@@ -546,7 +557,7 @@ def cut_short(text: str, *, latin1: bool = False) -> str | None:
     parser.parse()
     parts: list[str] = []
     done = 0
-    for start, stop in parser.leaves:
+    for start, stop, *_ in parser.leaves:
         leaf = text[start:stop]
         if leaf.startswith("\\Q"):
             leaves = [f"\\x{{{ord(character):x}}}" for character in leaf[2:].removesuffix("\\E")]
@@ -584,7 +595,7 @@ def lazy_front(text: str, *, latin1: bool = False) -> tuple[str, str] | None:
     tree = parser.parse()
     if not (isinstance(tree, Concat) and isinstance(tree.parts[0], Repeat) and isinstance(tree.parts[0].inner, Chars)):
         return None
-    start, stop = parser.leaves[0]
+    start, stop, *_ = parser.leaves[0]
     count = _LAZY_COUNT.match(text, stop)
     if count is None or not _LEADING_FLAGS.fullmatch(text, 0, start) or text.startswith("\\Q", start):
         return None
@@ -592,3 +603,36 @@ def lazy_front(text: str, *, latin1: bool = False) -> tuple[str, str] | None:
         return None
     flags, leaf = text[:start], text[start:stop]
     return f"{flags}(?:{leaf}){{0,{count[1]}}}", flags + text[count.end() :]
+
+
+class Gap(NamedTuple):
+    """A pattern ``before x{least,}? behind``, where ``x`` is one character or class. All are patterns."""
+
+    before: str
+    x: str
+    least: int
+    behind: str
+
+
+_LAZY_REPETITION = re.compile(r"(?:(\*)|(\+)|\{([0-9]+),\})\?")
+_SWAPPED = re.compile(r"\(\?[a-z-]*U")
+
+
+def lazy_gap(text: str, *, latin1: bool = False) -> Gap | None:
+    """The first such gap of ``text`` that is in no group; None where there is none."""
+    parser = _Parser(text, NO_FLAGS, latin1)
+    if not isinstance(parser.parse(), Concat) or _SWAPPED.search(text):
+        return None
+    for leaf in parser.leaves:
+        count = _LAZY_REPETITION.match(text, leaf.stop)
+        if leaf.outside and count is not None and not text.startswith("\\Q", leaf.start):
+            flags = _spelled(leaf.flags)
+            least = int(count[3] or (1 if count[2] else 0))
+            return Gap(text[: leaf.start], flags + text[leaf.start : leaf.stop], least, flags + text[count.end() :])
+    return None
+
+
+def _spelled(flags: Flags) -> str:
+    pairs = (("i", flags.ignore_case), ("m", flags.multi_line), ("s", flags.dot_all))
+    letters = "".join(letter for letter, on in pairs if on)
+    return f"(?{letters})" if letters else ""

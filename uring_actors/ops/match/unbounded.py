@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from uring_actors.ops.match.newlines import as_bytes, first_newline, last_newline
-from uring_actors.ops.match.plan import Kind
+from uring_actors.ops.match.plan import Kind, LazyGap
 from uring_actors.ops.match.planset import Expression, Pattern
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
@@ -216,6 +216,14 @@ def _found(window: Window, start: int, end: int) -> Found:
     return Found(start, end, bytes(view[start - base : end - base]))
 
 
+def _aligned(expression: Expression, window: Window, at: int) -> int:
+    """``at``, or a place a little before it that is in no character."""
+    if expression.latin1:
+        return at
+    view, base = window.view(max(0, at - 3), at)
+    return _between_characters(view, at - base) + base
+
+
 def _between_characters(view: memoryview, at: int) -> int:
     """``at``, or less: a place in UTF-8 text that is in no character, whatever RE2 takes for one."""
     for place in range(at, max(at - 4, -1), -1):
@@ -326,6 +334,7 @@ class PrefixSearch:
         self._resume = 0  # where the last match ended
         self._next = 0  # no core that starts between the two has a match
         self._spent = 0
+        self._barren = (-1, -1)  # a gap that goes on between these leads to no match
         self._linear: FileSearch | None = None
 
     @property
@@ -406,9 +415,12 @@ class PrefixSearch:
                 # Perhaps what lies before the trouble is enough.
                 if error.offset - 1 <= self._next:
                     raise
-                more = self._walk(error.offset - 1, stop, frontier, out)
+                high = error.offset - 1
+                more = self._walk(high, stop, frontier, out)
                 if more and self._next == at:
                     raise
+            if more and core.gap is not None and self._next < stop and high - self._next >= core.gap.crossed:
+                more = self._cross_gap(core.gap, high, frontier, out)
             if not more:
                 return False
             length = _FIRST_WINDOW if self._next > at else 4 * length
@@ -452,15 +464,59 @@ class PrefixSearch:
                 self._spent += end - at
                 break
             self._spent += past - at
-            first = at
-            if core.front is not None:
-                low = max(self._resume - base, at - core.front_most)
-                first = core.front(view[:at], low, at)[0]
-            if first + base >= frontier:
-                self._next = at + base
+            if not self._emit(view, base, at, past, frontier, out):
                 return False
-            out.append(Found(first + base, past + base, bytes(view[first:past])))
-            self._resume = past + base
             at = past
         self._next = at + base
         return True
+
+    def _emit(self, view: memoryview, base: int, start: int, past: int, frontier: int, out: list[Found]) -> bool:
+        """The match with the core ``view[start:past]``. False: it is not the frontier's yet."""
+        first, core = start, self._core
+        if core.front is not None:
+            low = max(self._resume - base, start - core.front_most)
+            first = core.front(view[:start], low, start)[0]
+        if first + base >= frontier:
+            self._next = start + base
+            return False
+        out.append(Found(first + base, past + base, bytes(view[first:past])))
+        self._resume = self._next = past + base
+        return True
+
+    def _cross_gap(self, gap: LazyGap, high: int, frontier: int, out: list[Found]) -> bool:
+        """As ``_walk``, for the match that is alive from ``_next`` to ``high`` (``plan.LazyGap``)."""
+        start = self._next
+        past = self._behind_gap(gap, high - gap.tail)
+        if past < 0:
+            self._next += 1
+            return True
+        view, base = self._window.view(max(self._resume, start - self._core.front_most), past)
+        return self._emit(view, base, start - base, past - base, frontier, out)
+
+    def _behind_gap(self, gap: LazyGap, at: int) -> int:
+        """Where a match ends whose gap reaches behind ``at``; -1: nowhere. Reads each stretch of the gap once."""
+        rest, size = self._core.rest, self._window.size
+        assert rest is not None, "there is no gap"
+        began = at
+        while True:
+            at = _aligned(rest, self._window, at)
+            if self._barren[0] <= at <= self._barren[1]:
+                self._barren = min(began, self._barren[0]), self._barren[1]
+                return -1
+            high = size if rest.cut_match is None else min(size, at + gap.tail + _CHUNK)
+            try:
+                start, past = _decided(rest, self._window, at, high, anchored=True)
+            except ReadFailed as error:
+                # Perhaps it ends before the trouble.
+                if error.offset - 1 <= at:
+                    raise
+                start, past = _decided(rest, self._window, at, error.offset - 1, anchored=True)
+                if past < 0 and start == at:
+                    raise
+            self._spent += (past if past >= 0 else high) - at
+            if past >= 0:
+                return past
+            if start > at:
+                self._barren = began, at
+                return -1
+            at = high - gap.tail
