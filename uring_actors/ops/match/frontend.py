@@ -25,8 +25,8 @@ from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.fixed import fixed
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex, Source
 from uring_actors.ops.match.plan import Kind, LazyGap, Lead, PatternPlan
-from uring_actors.ops.match.syntax import NO_FLAGS, lazy_front, lazy_gap, parse, re2_options
-from uring_actors.ops.match.tree import Chars, Concat, Node, depth, fold
+from uring_actors.ops.match.syntax import LAST_CODE_POINT, LAST_LATIN1, NO_FLAGS, lazy_front, lazy_gap, parse, re2_options
+from uring_actors.ops.match.tree import Chars, Concat, Node, complement, depth, fold
 
 MAX_HALO = 4096
 """Bytes. Wider patterns are searched as if they had no maximum width."""
@@ -36,6 +36,8 @@ WORTHWHILE = 2.0
 
 LONGEST_HEAD = 24
 """Bytes (``Lead.head``)."""
+
+MOST_GAP_LITERALS = 4
 
 _FIXED = "fixed bytes"
 
@@ -257,14 +259,15 @@ def _gap(core: str, latin1: bool) -> LazyGap | None:
     if gap is None:
         return None
 
-    def widths(text: str) -> tuple[int, int | None]:
-        return low.widths(low.lower(parse(text, latin1=latin1), latin1=latin1))
-
-    entry, (_, each), (least, tail) = widths(gap.before)[1], widths(gap.x), widths(gap.behind)
+    before, x, behind = (low.lower(parse(part, latin1=latin1), latin1=latin1) for part in (gap.before, gap.x, gap.behind))
+    entry, (_, each), (least, tail) = low.widths(before)[1], low.widths(x), low.widths(behind)
     if entry is None or not each or not least or tail is None:
         return None
     rest = f"(?:{gap.x})*?(?:{gap.behind})".encode("latin-1" if latin1 else "utf-8")
-    return LazyGap(entry + gap.least * each, tail, rest)
+    anything = Chars(complement((), LAST_LATIN1 if latin1 else LAST_CODE_POINT))
+    literals = low.required_literals(behind) if parse(gap.x, latin1=latin1) == anything else None
+    few = tuple(sorted(literals)) if literals is not None and len(literals) <= MOST_GAP_LITERALS else ()
+    return LazyGap(entry + gap.least * each, tail, rest, few)
 
 
 def _is_plain(tree: Node) -> bool:

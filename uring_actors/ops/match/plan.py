@@ -51,6 +51,8 @@ class LazyGap:
     entry: int
     tail: int
     rest: bytes
+    literals: tuple[bytes, ...] = ()
+    """One of these is in every ``B``, and ``x`` is any character. Empty: nothing like it is known."""
 
     @property
     def crossed(self) -> int:

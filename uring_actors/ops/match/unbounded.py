@@ -29,11 +29,11 @@ from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
 
 class Found(NamedTuple):
-    """One match: file offsets, and its bytes."""
+    """One match: file offsets, and its bytes (which are not shared with a data slot)."""
 
     start: int
     end: int
-    text: bytes
+    text: bytes | memoryview
 
 
 class Search(Protocol):
@@ -226,7 +226,7 @@ def _aligned(expression: Expression, window: Window, at: int) -> int:
 
 def _between_characters(view: memoryview, at: int) -> int:
     """``at``, or less: a place in UTF-8 text that is in no character, whatever RE2 takes for one."""
-    for place in range(at, max(at - 4, -1), -1):
+    for place in range(at, max(at - _LONGEST_CHARACTER, -1), -1):
         if view[place] & 0xC0 != 0x80:
             return place
     return at  # behind three continuation bytes no character goes on
@@ -315,6 +315,12 @@ _FEW_STARTS = 3
 
 _FIRST_WINDOW = 128
 _LONGEST_STRETCH = 1 << 10
+_GAP_STEP = 31 << 10
+"""Two steps are in one read of the window."""
+_NEAR_LITERAL = 512
+_LONGEST_CHARACTER = 4
+_LARGE = 1 << 20
+"""Bytes of a match that is not copied from its window."""
 _ALLOWANCE = 1 << 20
 
 
@@ -479,7 +485,9 @@ class PrefixSearch:
         if first + base >= frontier:
             self._next = start + base
             return False
-        out.append(Found(first + base, past + base, bytes(view[first:past])))
+        text = view[first:past]
+        shared = self._window.is_lent(view) or past - first < _LARGE
+        out.append(Found(first + base, past + base, bytes(text) if shared else text))
         self._resume = self._next = past + base
         return True
 
@@ -503,14 +511,20 @@ class PrefixSearch:
             if self._barren[0] <= at <= self._barren[1]:
                 self._barren = min(began, self._barren[0]), self._barren[1]
                 return -1
-            high = size if rest.cut_match is None else min(size, at + gap.tail + _CHUNK)
+            high = size if rest.cut_match is None else min(size, at + gap.tail + _GAP_STEP)
             try:
+                if (clear := self._clear(gap, at, high)) is not None:
+                    if clear > at + _LONGEST_CHARACTER:
+                        at = clear
+                        continue
+                    high = min(high, at + gap.tail + _NEAR_LITERAL)
                 start, past = _decided(rest, self._window, at, high, anchored=True)
             except ReadFailed as error:
                 # Perhaps it ends before the trouble.
-                if error.offset - 1 <= at:
+                high = error.offset - 1
+                if high <= at:
                     raise
-                start, past = _decided(rest, self._window, at, error.offset - 1, anchored=True)
+                start, past = _decided(rest, self._window, at, high, anchored=True)
                 if past < 0 and start == at:
                     raise
             self._spent += (past if past >= 0 else high) - at
@@ -520,3 +534,26 @@ class PrefixSearch:
                 self._barren = began, at
                 return -1
             at = high - gap.tail
+
+    def _clear(self, gap: LazyGap, at: int, high: int) -> int | None:
+        """Where what is behind the gap may begin at the earliest; None where a look for its literals doesn't tell."""
+        if not gap.literals:
+            return None
+        view, base = self._window.view(at, high)
+        whole = self._pattern.plan.latin1
+        stop = high - base if whole or high == self._window.size else _between_characters(view, high - base)
+        text = bytes(view[at - base : stop])
+        if not whole and not _is_utf8(text):  # the gap may end here
+            return None
+        first = min((place for word in gap.literals if (place := text.find(word)) >= 0), default=len(text))
+        return max(at, at + first - gap.tail)
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
