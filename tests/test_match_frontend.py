@@ -21,7 +21,7 @@ from uring_actors.ops.match.engine import Engine
 from uring_actors.ops.match.frontend import compile_patterns, compile_re2, explain
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import Kind, PatternPlan
-from uring_actors.ops.match.tree import ByteSet, Chars, Node, complement, fold, mask_of, ranges_of, union
+from uring_actors.ops.match.tree import Chars, Node, complement, fold, mask_of, ranges_of, union
 
 FUZZ = settings(
     deadline=None,

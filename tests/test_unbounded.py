@@ -42,12 +42,14 @@ def check_decided(text: str, latin1: bool, data: bytes) -> None:
         for stop in range(at, len(data) + 1):
             start, end = unbounded._decided(expression, window, at, stop, anchored=True)
             if end >= 0:
-                assert here is not None and (start, end) == here.span()
+                assert here is not None
+                assert (start, end) == here.span()
             else:
                 assert start == at or here is None, (at, stop)
             start, end = unbounded._decided(expression, window, at, stop)
             if end >= 0:
-                assert leftmost is not None and (start, end) == leftmost.span()
+                assert leftmost is not None
+                assert (start, end) == leftmost.span()
             else:
                 assert leftmost is None or leftmost.start() >= start, (at, stop)
             assert stop < len(data) or end >= 0 or start == stop, "at the end all is decided"
@@ -69,9 +71,11 @@ def test_loose_utf8_decides_nothing_wrong(data: st.DataObject) -> None:
     pattern = "|".join(data.draw(st.lists(st.sampled_from(parts), min_size=1, max_size=4)))
     heads = [b"\xe0\x80", b"\xf0\x80\x80", b"\xf4\xbf\xbf", b"\xed\xa0", b"\xc3", b"\xf4\x8f\xbf", b"", b"a"]
     chosen = data.draw(st.lists(st.tuples(st.sampled_from(heads), st.integers(0x7F, 0xC2)), max_size=6))
-    check_decided(f"(?:{pattern})+{data.draw(st.sampled_from(['', 'a', '?', r'(?s:.)']))}", False, b"".join(
-        head + bytes([last]) for head, last in chosen
-    ))
+    check_decided(
+        f"(?:{pattern})+{data.draw(st.sampled_from(['', 'a', '?', r'(?s:.)']))}",
+        False,
+        b"".join(head + bytes([last]) for head, last in chosen),
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,15 @@ from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.fixed import fixed
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex, Source
 from uring_actors.ops.match.plan import Kind, LazyGap, Lead, PatternPlan
-from uring_actors.ops.match.syntax import LAST_CODE_POINT, LAST_LATIN1, NO_FLAGS, lazy_front, lazy_gap, parse, re2_options
+from uring_actors.ops.match.syntax import (
+    LAST_CODE_POINT,
+    LAST_LATIN1,
+    NO_FLAGS,
+    lazy_front,
+    lazy_gap,
+    parse,
+    re2_options,
+)
 from uring_actors.ops.match.tree import Chars, Concat, Node, complement, depth, fold
 
 MAX_HALO = 4096
@@ -40,6 +48,7 @@ LONGEST_HEAD = 24
 MOST_GAP_LITERALS = 4
 
 _FIXED = "fixed bytes"
+
 
 def compile_re2(plan: PatternPlan) -> Any:
     """google-re2's compiled pattern: the judge of what matches."""
@@ -259,7 +268,9 @@ def _gap(core: str, latin1: bool) -> LazyGap | None:
     if gap is None:
         return None
 
-    before, x, behind = (low.lower(parse(part, latin1=latin1), latin1=latin1) for part in (gap.before, gap.x, gap.behind))
+    before, x, behind = (
+        low.lower(parse(part, latin1=latin1), latin1=latin1) for part in (gap.before, gap.x, gap.behind)
+    )
     entry, (_, each), (least, tail) = low.widths(before)[1], low.widths(x), low.widths(behind)
     if entry is None or not each or not least or tail is None:
         return None

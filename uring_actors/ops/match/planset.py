@@ -73,7 +73,7 @@ def _find(regex: Any, anchor: str) -> Find:
     return find
 
 
-Spans = Callable[[memoryview, int, int], Sequence[tuple[int, int]]]
+Spans = Callable[[bytes | memoryview, int, int], Sequence[tuple[int, int]]]
 """As ``Find``, for the whole stretch: the bounds of the match and of each group; the first (-1, -1) for nothing."""
 
 
@@ -83,13 +83,13 @@ def find_groups(regex: Any) -> Spans:
         inner, how = regex._regexp.Match, re2._re2.RE2.Anchor.ANCHOR_BOTH
     except AttributeError:
 
-        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+        def find(text: bytes | memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
             found = regex.fullmatch(text, position, stop)
             return [(-1, -1)] if found is None else [found.span(k) for k in range(regex.groups + 1)]
 
     else:
 
-        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+        def find(text: bytes | memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
             spans: Sequence[tuple[int, int]] = inner(how, text, position, stop)
             return spans
 
@@ -109,8 +109,8 @@ class Expression:
     """RE2's searches for one source, in UTF-8 or Latin-1.
 
     ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``cut_search`` and
-    ``cut_match`` are the same of the source cut short (``syntax.cut_short``), for *texts* that end where something was
-    cut; None where it has no such form. That is compiled when it is first needed.
+    ``cut_match`` are the same of the source cut short (``syntax.cut_short``), for *texts* that end where something
+    was cut; None where it has no such form. That is compiled when it is first needed.
     """
 
     def __init__(self, source: bytes, *, latin1: bool) -> None:

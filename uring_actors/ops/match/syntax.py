@@ -585,15 +585,17 @@ _LAZY_COUNT = re.compile(r"\{0,([0-9]+)\}\?")
 def lazy_front(text: str, *, latin1: bool = False) -> tuple[str, str] | None:
     """``x{0,n}`` and ``y``, for a pattern ``x{0,n}?y`` where ``x`` is one character or class; None for others.
 
-    Let k be the least place, from some place on, where ``y`` matches. Then the leftmost match of the pattern ends where
-    that of ``y`` does, and begins as far before k as ``x{0,n}`` reaches: from an earlier start, fewer than n ``x`` lead
-    to k, and for any place behind k where ``y`` matches too, all starts from which it can be reached and k can't lie
-    behind k. Of the matches from one start the one with the fewest ``x`` is preferred, which is that by k. (A ``\\C``
-    could match within a character, where no row of ``x`` ends: such patterns are among the others.)
+    Let k be the least place, from some place on, where ``y`` matches. Then the leftmost match of the pattern is that
+    of ``y`` at k with as much of ``x{0,n}`` as stands before k. It begins no earlier by way of a place behind k: what
+    leads there from a start before k leads through k, by fewer ``x``. And of the ways from its start the one with the
+    fewest ``x`` is preferred, which is the one to k. (A ``\\C`` could match within a character, where no row of ``x``
+    ends: such patterns are among the others.)
     """
     parser = _Parser(text, NO_FLAGS, latin1)
     tree = parser.parse()
-    if not (isinstance(tree, Concat) and isinstance(tree.parts[0], Repeat) and isinstance(tree.parts[0].inner, Chars)):
+    if not (
+        isinstance(tree, Concat) and isinstance(tree.parts[0], Repeat) and isinstance(tree.parts[0].inner, Chars)
+    ):
         return None
     start, stop, *_ = parser.leaves[0]
     count = _LAZY_COUNT.match(text, stop)

@@ -9,8 +9,8 @@ What makes a result final. In the file's bytes up to w, cut between two characte
 (``syntax.cut_short``) is looked for. It finds what RE2 finds in the whole file where that is decided by these bytes:
 a match that ends before w. What ends at w isn't decided: the match may go on behind w, or be another. RE2 prefers one
 way through the pattern to another, and a way that w interrupts ends at w, so it hides what is found by lesser ways
-only; a lazy ``.*?end`` is decided where it ends. Starts of which nothing is found, not even an end at w, have no match
-in the file. At the file's end everything is final. Where a pattern can't be cut short, nothing is decided before.
+only; a lazy ``.*?end`` is decided where it ends. Starts of which nothing is found, not even an end at w, have no
+match in the file. At the file's end everything is final. Where a pattern can't be cut short, nothing is decided before.
 
 A read that fails leaves the search where it was; ``restart`` begins a new chain behind the trouble. What had been
 emitted stays right.
@@ -39,8 +39,9 @@ class Found(NamedTuple):
 class Search(Protocol):
     """One pattern's search through one file."""
 
-    at: int
-    """Matches that start before this have been emitted, or are given up."""
+    @property
+    def at(self) -> int:
+        """Matches that start before this have been emitted, or are given up."""
 
     def learn(self, ends: Sequence[int]) -> None:
         """More candidate ends (file offsets): ascending, without duplicates."""
@@ -327,9 +328,9 @@ _ALLOWANCE = 1 << 20
 class PrefixSearch:
     """PREFIX: every start that a candidate allows, in ascending order.
 
-    Of a pattern with a lazy front (``plan.Lead``) the core is searched, and each match begins with as much of the front
-    as is there. Where attempts have run over more than four times the file (many starts, all alive for long), the rest
-    of the file is left to the linear FileSearch.
+    Of a pattern with a lazy front (``plan.Lead``) the core is searched, and each match begins with as much of the
+    front as is there. Where attempts have run over more than four times the file (many starts, all alive for long),
+    the rest of the file is left to the linear FileSearch.
     """
 
     def __init__(self, pattern: Pattern, window: Window) -> None:

@@ -105,8 +105,8 @@ class Window:
     def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
         """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
 
-        Returns them (valid as long as the caller keeps them, if not ``is_lent``) and the file offset of the first. There may be more
-        on either side, all real: the end is the file's end, or lies beyond ``stop``.
+        Returns them (valid as long as the caller keeps them, if not ``is_lent``) and the file offset of the first.
+        There may be more on either side, all real: the end is the file's end, or lies beyond ``stop``.
         """
         self.check(start, stop)
         low, high = max(0, start - before), min(self.size, stop + 1)

@@ -24,7 +24,7 @@ def _count(text: Bytes, counts: Ints) -> None:
     rows = np.zeros(512, np.int64)  # of ASCII, four in turn: a counter is not read right after it is written
     i = 0
     while i < size:
-        first = np.int64(text[i])
+        first = int(text[i])
         if first < 0x80:
             rows[(i & 3) << 7 | first] += 1
             i += 1
@@ -49,7 +49,7 @@ def _count(text: Bytes, counts: Ints) -> None:
         valid = length > 1 and i + length <= size and low <= text[i + 1] <= high
         k = 1
         while valid and k < length:
-            following = np.int64(text[i + k])
+            following = int(text[i + k])
             valid = following & 0xC0 == 0x80
             code = code << 6 | following & 0x3F
             k += 1
