@@ -10,7 +10,8 @@ What makes a result final. In the file's bytes up to w, cut between two characte
 a match that ends before w. What ends at w isn't decided: the match may go on behind w, or be another. RE2 prefers one
 way through the pattern to another, and a way that w interrupts ends at w, so it hides what is found by lesser ways
 only; a lazy ``.*?end`` is decided where it ends. Starts of which nothing is found, not even an end at w, have no
-match in the file. At the file's end everything is final. Where a pattern can't be cut short, nothing is decided before.
+match in the file. At the file's end everything is final. Where a pattern can't be cut short, nothing is decided
+before.
 
 A read that fails leaves the search where it was; ``restart`` begins a new chain behind the trouble. What had been
 emitted stays right.
@@ -227,6 +228,8 @@ def _aligned(expression: Expression, window: Window, at: int) -> int:
 
 def _between_characters(view: memoryview, at: int) -> int:
     """``at``, or less: a place in UTF-8 text that is in no character, whatever RE2 takes for one."""
+    if view[at] & 0xC0 != 0x80:
+        return at
     for place in range(at, max(at - _LONGEST_CHARACTER, -1), -1):
         if view[place] & 0xC0 != 0x80:
             return place
