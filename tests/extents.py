@@ -31,7 +31,6 @@ def plan(
     *,
     candidate: bytes | None = None,
     candidate_widths: tuple[int, int] = (0, 0),
-    alive: bytes | None = None,
     latin1: bool = True,
 ) -> PatternPlan:
     """A plan by hand; ``candidate`` defaults to the whole pattern where it is bounded."""
@@ -50,7 +49,6 @@ def plan(
         literal,
         candidate,
         *candidate_widths,
-        alive,
         "by hand",
     )
 

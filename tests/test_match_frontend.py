@@ -21,7 +21,7 @@ from uring_actors.ops.match.engine import Engine
 from uring_actors.ops.match.frontend import compile_patterns, compile_re2, explain
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import Kind, PatternPlan
-from uring_actors.ops.match.tree import ByteSet, Chars, Node, complement, fold, mask_of, ranges_of, union
+from uring_actors.ops.match.tree import Chars, Node, complement, fold, mask_of, ranges_of, union
 
 FUZZ = settings(
     deadline=None,
@@ -198,7 +198,7 @@ def test_nesting_does_not_exhaust_the_stack() -> None:
         assert plan.min_width >= 1
     assert plan.kind is Kind.SLOT
     (plan,) = compile_patterns([Regex("x" + "(?:" * 300 + "a" + "b)*" * 300)])
-    assert (plan.kind, plan.candidate, plan.alive) == (Kind.LINE, None, None)
+    assert (plan.kind, plan.candidate) == (Kind.LINE, None)
 
 
 # -- sets
@@ -221,7 +221,6 @@ def check_bytes(plan: PatternPlan, text: bytes) -> None:
     exact = tree_of(plan)
     assert not fold(exact, lambda node, below: isinstance(node, Chars) or any(below))
     spelled = re2.compile(low.spell(exact), syntax.re2_options(True))
-    alive = re2.compile(b"(?s)" + plan.alive, syntax.re2_options(True)) if plan.alive is not None else None
     literals = low.required_literals(exact)
     for start, end in all_matches(plan, text):
         assert spelled.fullmatch(text, start, end) is not None, (start, end)
@@ -230,9 +229,6 @@ def check_bytes(plan: PatternPlan, text: bytes) -> None:
         word = text[start:end]
         assert low.can_hold_newline(exact) or b"\n" not in word
         assert literals is None or any(literal in word for literal in literals)
-        if alive is not None:
-            for cut in range(start, end):
-                assert alive.fullmatch(text[start:cut]) is not None, text[start:cut]
 
 
 @settings(FUZZ, max_examples=examples(80))
@@ -254,39 +250,6 @@ def test_loose_utf8_is_covered(data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.tuples(st.sampled_from(heads), st.integers(0x80, 0xBF))))
     text = b"".join(head + bytes([last]) for head, last in chosen)
     check_bytes(plan, text)
-
-
-@FUZZ
-@given(st.data())
-def test_every_beginning_is_alive(data: st.DataObject) -> None:
-    repeated = ["(?:ab|c)*d", "(?:abc){3}x*", "(?:a(?:bc){2,4})+", "(?:é|ab){2,3}.*"]
-    pattern = data.draw(st.one_of(st.sampled_from(repeated), own.usable_patterns()))
-    (plan,) = compile_patterns([Regex(pattern)])
-    begun = low.beginnings(tree_of(plan), 1 << 14)
-    assume(begun is not None)
-    assert begun is not None
-    alive = re2.compile(begun, syntax.re2_options(True))
-    tree = tree_of(plan)
-    # A set of no bytes has no word, and what is drawn for a tree with one isn't one of its words.
-    assume(not fold(tree, lambda node, below: any(below) or (isinstance(node, ByteSet) and not node.mask)))
-    word = data.draw(own.words(tree))
-    for cut in range(len(word)):
-        assert alive.fullmatch(word[:cut]) is not None, word[:cut]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "living", "dead"),
-    [
-        ("ab+c.*", [b"", b"a", b"ab", b"abb", b"abcx"], [b"b", b"ac", b"abcx\n"]),
-        ("(?:ab|c)+d", [b"", b"cab", b"caba", b"c"], [b"d", b"abb", b"x"]),
-        (r"\bé+", [b"\xc3", b"\xc3\xa9\xc3"], [b"\xa9", b"e"]),
-    ],
-)
-def test_alive_tells_apart(pattern: str, living: list[bytes], dead: list[bytes]) -> None:
-    (plan,) = compile_patterns([Regex(pattern)])
-    assert plan.alive is not None
-    alive = re2.compile(plan.alive, syntax.re2_options(True))
-    assert [bool(alive.fullmatch(text)) for text in living + dead] == [True] * len(living) + [False] * len(dead)
 
 
 # -- candidates

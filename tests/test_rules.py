@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from uring_actors.ops.match import engine as engines
 from uring_actors.ops.match.automaton import search
 from uring_actors.ops.match.confirm import Confirmer
 from uring_actors.ops.match.engine import Engine
+from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.planset import PlanSet
 from uring_actors.ops.match.reports import nothing_decided
 from uring_actors.ops.match.settle import FileSettler
 from uring_actors.ops.match.window import Window
 from uring_actors.ops.rules import judge
+from uring_actors.ops.rules.characters import character_counts
 from uring_actors.ops.rules.device import DeviceRuleScan
 from uring_actors.ops.rules.findings import RULES_SCHEMA, Finding, FindingBatches
 from uring_actors.ops.rules.keywords import Keywords
@@ -380,6 +383,18 @@ def test_entropy(secret: bytes) -> None:
 def test_entropy_of_a_long_secret() -> None:
     secret = "aé\U0001f600".encode() * 40_000
     assert judge.shannon(secret) == pytest.approx(rules_oracle.entropy_of(secret))
+
+
+_NEARLY = [b"a", b"\n", "é".encode(), "\u20ac".encode(), "\U0001f600".encode(), b"\xe2\x82", b"\xf0\x9f\x98", b"\xc3"]
+_NEVER = [b"\xed\xa0\x80", b"\xe0\x80\x80", b"\xf0\x80\x80\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xff"]
+
+
+@given(st.lists(st.sampled_from([*_NEARLY, *_NEVER]) | st.binary(max_size=3), max_size=20))
+def test_characters_are_counted_as_python_decodes_them(pieces: list[bytes]) -> None:
+    text = b"".join(pieces)
+    wanted = Counter("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text.decode("utf-8", "surrogateescape"))
+    counts = character_counts(as_bytes(text))
+    assert {chr(code): counts[code] for code in np.flatnonzero(counts).tolist()} == wanted
 
 
 def test_batches_are_bounded() -> None:

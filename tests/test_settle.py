@@ -47,15 +47,14 @@ UTF8 = [
     plan(1, Kind.SLOT, "é|\\pL{2}".encode(), (2, 8), latin1=False),
     plan(2, Kind.BOUNDED, rb"[^a]", (1, 4), latin1=False),
 ]
-FOO_BAR = rb"f|fo|foo.*"
 PREFIX = [
-    plan(0, Kind.PREFIX, rb"a(?:b+c)?", candidate=rb"a", candidate_widths=(1, 1), alive=rb"a(?:b*)"),
-    plan(1, Kind.PREFIX, rb"(?s)foo.*bar", candidate=rb"foo", candidate_widths=(3, 3), alive=FOO_BAR),
-    plan(2, Kind.PREFIX, rb"ab{0,3}c+|b+", candidate=rb"ab{0,3}c|b", candidate_widths=(1, 5), alive=rb"ab*c*|b+"),
+    plan(0, Kind.PREFIX, rb"a(?:b+c)?", candidate=rb"a", candidate_widths=(1, 1)),
+    plan(1, Kind.PREFIX, rb"(?s)foo.*bar", candidate=rb"foo", candidate_widths=(3, 3)),
+    plan(2, Kind.PREFIX, rb"ab{0,3}c+|b+", candidate=rb"ab{0,3}c|b", candidate_widths=(1, 5)),
     plan(3, Kind.PREFIX, rb"(?s)foo.*?bar", candidate=rb"fo{2}", candidate_widths=(3, 3)),
-    plan(4, Kind.PREFIX, rb"\ba+\b", candidate=rb"a", candidate_widths=(1, 1), alive=rb"a+"),
-    plan(5, Kind.PREFIX, rb"(?m)^ab+$", candidate=rb"ab", candidate_widths=(2, 2), alive=rb"ab*"),
-    plan(6, Kind.PREFIX, rb"o+\z|ob*", candidate=rb"o", candidate_widths=(1, 1), alive=rb"o+|ob*"),
+    plan(4, Kind.PREFIX, rb"\ba+\b", candidate=rb"a", candidate_widths=(1, 1)),
+    plan(5, Kind.PREFIX, rb"(?m)^ab+$", candidate=rb"ab", candidate_widths=(2, 2)),
+    plan(6, Kind.PREFIX, rb"o+\z|ob*", candidate=rb"o", candidate_widths=(1, 1)),
 ]
 LINE = [
     plan(0, Kind.LINE, rb"[a-z]+@x", candidate=rb"@x", candidate_widths=(2, 2)),
@@ -67,13 +66,13 @@ LINE = [
     plan(6, Kind.LINE, rb"o+|[ab]+?\b", candidate=rb"[oab]", candidate_widths=(1, 1)),
 ]
 FILE = [
-    plan(0, Kind.FILE, rb"\s+foo", candidate=rb"foo", candidate_widths=(3, 3), alive=rb"\s+|\s+f|\s+fo"),
-    plan(1, Kind.FILE, rb"(?s)foo.*bar|x", alive=FOO_BAR),
+    plan(0, Kind.FILE, rb"\s+foo", candidate=rb"foo", candidate_widths=(3, 3)),
+    plan(1, Kind.FILE, rb"(?s)foo.*bar|x"),
     plan(2, Kind.FILE, rb"(?s)foo.*?bar|o"),
-    plan(3, Kind.FILE, rb"a+|ab+c", alive=rb"a+|ab*"),
+    plan(3, Kind.FILE, rb"a+|ab+c"),
     plan(4, Kind.FILE, rb"\s+foo", candidate=rb"o{2}", candidate_widths=(2, 2)),
-    plan(5, Kind.FILE, rb"ab|b(?s:.*)z", alive=rb"a|b.*"),
-    plan(6, Kind.FILE, rb"(?m)^\s*a+$", alive=rb"\s*a*"),
+    plan(5, Kind.FILE, rb"ab|b(?s:.*)z"),
+    plan(6, Kind.FILE, rb"(?m)^\s*a+$"),
 ]
 KINDS = {
     "literal": LITERALS,
@@ -84,14 +83,13 @@ KINDS = {
     "line": LINE,
     "file": FILE,
     "utf8 unbounded": [
-        plan(0, Kind.FILE, "é+x".encode(), alive=rb"\xc3|(?:\xc3\xa9)+\xc3?", latin1=False),
+        plan(0, Kind.FILE, "é+x".encode(), latin1=False),
         plan(
             1,
             Kind.PREFIX,
             "é[^a]*".encode(),
             candidate=rb"\xc3\xa9",
             candidate_widths=(2, 2),
-            alive=rb"\xc3|\xc3\xa9[^a]*",
             latin1=False,
         ),
         plan(2, Kind.LINE, "é+.*x".encode(), latin1=False),
@@ -101,9 +99,9 @@ MIXED = [
     literal(0, b"aa"),
     plan(1, Kind.BOUNDED, rb"\bfoo\b", (3, 3)),
     plan(2, Kind.SLOT, rb"[ab]{1,4}c?", (1, 5)),
-    plan(3, Kind.PREFIX, rb"a(?:b+c)?", candidate=rb"a", candidate_widths=(1, 1), alive=rb"ab*"),
+    plan(3, Kind.PREFIX, rb"a(?:b+c)?", candidate=rb"a", candidate_widths=(1, 1)),
     plan(4, Kind.LINE, rb"[a-z]+@x", candidate=rb"@x", candidate_widths=(2, 2)),
-    plan(5, Kind.FILE, rb"\s+foo", alive=rb"\s+f?|\s+fo"),
+    plan(5, Kind.FILE, rb"\s+foo"),
 ]
 
 PIECES = [
@@ -149,7 +147,6 @@ def tiny_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows that must grow, and chunks that cut, within texts of a few bytes."""
     monkeypatch.setattr(unbounded, "_FIRST_WINDOW", 2)
     monkeypatch.setattr(unbounded, "_CHUNK", 5)
-    monkeypatch.setattr(unbounded, "_SMALLEST_CHUNK", 1)
     monkeypatch.setattr(unbounded, "_LINE_STEP", 2)
     monkeypatch.setattr(window, "_READ_AHEAD", 1)
 
@@ -228,7 +225,7 @@ def test_an_unread_extent_takes_lines_and_leaves_offsets() -> None:
 HOLED = [
     *MIXED,
     plan(6, Kind.LINE, rb"a.*b"),
-    plan(7, Kind.FILE, rb"(?s)foo.*bar|x", alive=FOO_BAR),
+    plan(7, Kind.FILE, rb"(?s)foo.*bar|x"),
     *(
         replace(p, index=i)
         for i, p in enumerate([PREFIX[1], PREFIX[3], LINE[1], LINE[4], FILE[0], FILE[2], FILE[3], FILE[4]], 8)
@@ -265,7 +262,7 @@ def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: in
 def test_a_failure_that_passes_loses_only_lines() -> None:
     """The slot's read failed, the settler's own reads succeed: unbounded matches are all there."""
     data = b"foo  \n" * 20 + b" bar"
-    plans = [plan(0, Kind.FILE, rb"(?s)foo.*?\n", alive=FOO_BAR)]
+    plans = [plan(0, Kind.FILE, rb"(?s)foo.*?\n")]
     rows, faults = Cut(plans, data, 16, random.Random(0)).settle(unread=[2])
     assert [r[:3] for r in rows] == [r[:3] for r in expected(plans, data)]
     assert len(faults) == 1
@@ -324,13 +321,9 @@ def test_what_cannot_be_searched_again_is_dropped() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.PREFIX, Kind.FILE, Kind.LINE])
 def test_a_window_above_the_limit_is_an_error_of_that_pattern(kind: Kind) -> None:
-    source, alive = {
-        Kind.PREFIX: (rb"(?s)foo.*bar", FOO_BAR),
-        Kind.FILE: (rb"(?s)foo.*bar", None),
-        Kind.LINE: (rb"foo.*bar", None),
-    }[kind]
+    source = rb"foo.*bar" if kind is Kind.LINE else rb"(?s)foo.*bar"
     candidate = None if kind is Kind.FILE else rb"foo"
-    long = plan(0, kind, source, candidate=candidate, candidate_widths=(3, 3), alive=alive)
+    long = plan(0, kind, source, candidate=candidate, candidate_widths=(3, 3))
     data = b"foo" + b"a" * 3000 + b"bar"
     rows, faults = Cut([long, literal(1, b"bar")], data, 100, random.Random(0)).settle(window_limit=1000)
     assert [r[0] for r in rows] == [1]
@@ -339,7 +332,7 @@ def test_a_window_above_the_limit_is_an_error_of_that_pattern(kind: Kind) -> Non
 
 def test_many_starts_that_all_live_long_fall_to_the_linear_way() -> None:
     data = b"foo" * 20_000
-    plans = [plan(0, Kind.PREFIX, rb"(?s)foo.*bar", candidate=rb"foo", candidate_widths=(3, 3), alive=FOO_BAR)]
+    plans = [plan(0, Kind.PREFIX, rb"(?s)foo.*bar", candidate=rb"foo", candidate_widths=(3, 3))]
     reader = Memory(data)
     rows, faults = Cut(plans, data, 10_000, random.Random(0)).settle(lambda: reader)
     assert (rows, faults) == ([], [])

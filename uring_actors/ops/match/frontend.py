@@ -24,9 +24,17 @@ from uring_actors.errors import OptionError, PatternError, PatternErrors
 from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.fixed import fixed
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex, Source
-from uring_actors.ops.match.plan import Kind, PatternPlan
-from uring_actors.ops.match.syntax import NO_FLAGS, parse, re2_options
-from uring_actors.ops.match.tree import Chars, Node, depth, fold
+from uring_actors.ops.match.plan import Kind, LazyGap, Lead, PatternPlan
+from uring_actors.ops.match.syntax import (
+    LAST_CODE_POINT,
+    LAST_LATIN1,
+    NO_FLAGS,
+    lazy_front,
+    lazy_gap,
+    parse,
+    re2_options,
+)
+from uring_actors.ops.match.tree import Chars, Concat, Node, complement, depth, fold
 
 MAX_HALO = 4096
 """Bytes. Wider patterns are searched as if they had no maximum width."""
@@ -34,11 +42,12 @@ MAX_HALO = 4096
 WORTHWHILE = 2.0
 """The least selectivity (``lower.selectivity``) of a part that is worth reporting; rarer is better."""
 
-MOST_ALIVE = 16384
-"""Bytes of the longest expression of beginnings that is kept."""
+LONGEST_HEAD = 24
+"""Bytes (``Lead.head``)."""
+
+MOST_GAP_LITERALS = 4
 
 _FIXED = "fixed bytes"
-_ASCII = (1 << 128) - 1
 
 
 def compile_re2(plan: PatternPlan) -> Any:
@@ -105,7 +114,6 @@ def _fixed(index: int, pattern: Literal, source: Source, given: str | bytes, max
         candidate=found.candidate,
         candidate_min=least,
         candidate_max=most,
-        alive=None,
         reason=_width_in_words(least, most) if found.folded else _FIXED,
     )
 
@@ -141,9 +149,8 @@ def _analysed(index: int, pattern: Pattern, source: Source, given: str | bytes, 
         candidate=choice.candidate,
         candidate_min=choice.width[0],
         candidate_max=choice.width[1],
-        alive=None if choice.kind.confirmed_in_slot else analysis.alive(),
         reason=choice.reason,
-        alphabet=None if choice.kind.confirmed_in_slot else analysis.alphabet(),
+        lead=_lead(source, choice.part) if choice.part is not None else None,
     )
 
 
@@ -180,6 +187,8 @@ class _Choice:
     reason: str
     candidate: bytes | None = None
     width: tuple[int, int] = (0, 0)
+    part: Node | None = None
+    """Of PREFIX: what ``candidate`` was made of."""
 
 
 class _Analysis:
@@ -231,24 +240,45 @@ class _Analysis:
         least, most = low.widths(part)
         assert most is not None, "prefixes and necessary parts are bounded"
         wide = low.ends_only(low.harmless_assertions(part))
-        return _Choice(kind, reason, low.spell(wide), (least, most))
+        return _Choice(kind, reason, low.spell(wide), (least, most), part if kind is Kind.PREFIX else None)
 
-    def alphabet(self) -> int | None:
-        """None where every ASCII character may be in a match: then nothing common is foreign to it."""
-        mask = low.alphabet(self.exact)
-        return None if mask & _ASCII == _ASCII else mask
 
-    def alive(self) -> bytes | None:
-        if self.too_deep:
-            return None
-        begun = low.beginnings(self.exact, MOST_ALIVE)
-        if begun is None:
-            return None
-        try:
-            re2.compile(begun, re2_options(True))
-        except re2.error:
-            return None
-        return begun
+def _lead(source: Source, prefix: Node) -> Lead:
+    """``prefix`` is the one that candidates are of."""
+    encoding = "latin-1" if source.latin1 else "utf-8"
+    core = source.re2
+    front: bytes | None = None
+    front_max = 0
+    if (found := lazy_front(core.decode(encoding), latin1=source.latin1)) is not None:
+        before, behind = found
+        row = low.lower(parse(before, latin1=source.latin1), latin1=source.latin1, widen=True)
+        if isinstance(prefix, Concat) and prefix.parts[0] == row:  # so the core's candidates are the pattern's
+            front, core = before.encode(encoding), behind.encode(encoding)
+            front_max = low.widths(row)[1] or 0
+    tree = low.lower(parse(core.decode(encoding), latin1=source.latin1), latin1=source.latin1, widen=True)
+    head = low.bounded_prefix(tree, LONGEST_HEAD)
+    least, most = low.widths(head)
+    assert most is not None, "prefixes are bounded"
+    gap = _gap(core.decode(encoding), source.latin1)
+    return Lead(front, front_max, core, low.spell(head) if least else None, most, gap)
+
+
+def _gap(core: str, latin1: bool) -> LazyGap | None:
+    gap = lazy_gap(core, latin1=latin1)
+    if gap is None:
+        return None
+
+    before, x, behind = (
+        low.lower(parse(part, latin1=latin1), latin1=latin1) for part in (gap.before, gap.x, gap.behind)
+    )
+    entry, (_, each), (least, tail) = low.widths(before)[1], low.widths(x), low.widths(behind)
+    if entry is None or not each or not least or tail is None:
+        return None
+    rest = f"(?:{gap.x})*?(?:{gap.behind})".encode("latin-1" if latin1 else "utf-8")
+    anything = Chars(complement((), LAST_LATIN1 if latin1 else LAST_CODE_POINT))
+    literals = low.required_literals(behind) if parse(gap.x, latin1=latin1) == anything else None
+    few = tuple(sorted(literals)) if literals is not None and len(literals) <= MOST_GAP_LITERALS else ()
+    return LazyGap(entry + gap.least * each, tail, rest, few)
 
 
 def _is_plain(tree: Node) -> bool:

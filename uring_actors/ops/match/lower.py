@@ -6,7 +6,7 @@ after F4), and may bring that range about by merging smaller ones, so the border
 ``lower(…, widen=True)`` gives a larger language that engines run faster; RE2 confirms what they report.
 
 The rest are analyses of lowered trees: widths, newlines, what can be reported without the whole
-(``ends_only``), necessary parts, required literals, and the beginnings of words (``beginnings``).
+(``ends_only``), necessary parts, and required literals.
 Widths are in bytes. Recursive functions here expect trees no deeper than ``MOST_DEPTH``.
 """
 
@@ -31,7 +31,6 @@ from uring_actors.ops.match.tree import (
     concat,
     fold,
     mask_of,
-    optional,
     ranges_of,
     repeat,
 )
@@ -570,73 +569,3 @@ def _better(one: _Words | None, other: _Words | None) -> _Words | None:
         return (min(map(len, words), default=math.inf), -len(words)) if words is not None else (-1, 0)
 
     return max(one, other, key=worth)
-
-
-# -- beginnings
-
-
-def beginnings(tree: Node, most: int) -> bytes | None:
-    """Every beginning of every word (and maybe more), assertions dropped, for RE2 as Latin-1.
-
-    None where that takes more than ``most`` bytes. Beginnings of ``xy`` are those of ``x``, and ``x``
-    followed by those of ``y``; nested in one option per part, their expression's length stays in proportion
-    to a flat sequence's.
-    """
-    begun = _begun(drop_assertions(tree), most)
-    if begun is None:
-        return None
-    text = spell(begun[0])
-    return text if len(text) <= most else None
-
-
-_Sized = tuple[Node, int]
-"""A tree, and how many nodes it has (at most: shared and joined ones count again)."""
-
-
-def _begun(tree: Node, most: int) -> _Sized | None:
-    """Beginnings of the words; the empty one is always among them."""
-    if isinstance(tree, ByteSet):
-        return optional(tree), 2
-    if isinstance(tree, Concat):
-        return _begun_sequence(tree.parts, most)
-    if isinstance(tree, Alt):
-        branches = [branch for part in tree.parts if (branch := _begun(part, most)) is not None]
-        if len(branches) < len(tree.parts):
-            return None
-        return _within(alt(node for node, _ in branches), 1 + sum(size for _, size in branches), most)
-    if isinstance(tree, Repeat):
-        if isinstance(tree.inner, ByteSet):
-            return repeat(tree.inner, 0, tree.most), 2
-        inner = _begun(tree.inner, most)
-        if inner is None:
-            return None
-        before = repeat(tree.inner, 0, None if tree.most is None else tree.most - 1)
-        return _within(concat([before, inner[0]]), 1 + _size(before) + inner[1], most)
-    return EMPTY, 1
-
-
-def _begun_sequence(parts: tuple[Node, ...], most: int) -> _Sized | None:
-    result: Node = EMPTY
-    size = 1
-    for part in reversed(parts):
-        through = concat([part, result])
-        if isinstance(part, ByteSet):
-            # Its beginnings are itself and nothing: one option says both.
-            sized = _within(optional(through), size + 2, most)
-        else:
-            begun = _begun(part, most)
-            if begun is None:
-                return None
-            sized = _within(alt([begun[0], through]), 2 + begun[1] + _size(part) + size, most)
-        if sized is None:
-            return None
-        result, size = sized
-    return result, size
-
-
-def _within(tree: Node, size: int, most: int) -> _Sized | None:
-    return (tree, size) if size <= most else None
-
-
-def _size(tree: Node) -> int:
-    return fold(tree, lambda _node, below: 1 + sum(below))

@@ -1,4 +1,4 @@
-"""Compiled loops over bytes: newlines counted and placed, borders found, match bytes copied.
+"""Compiled loops over bytes: newlines counted and placed, match bytes copied.
 
 All take a read-only, contiguous ``uint8`` array (``as_bytes`` makes one of any buffer, so that each loop is
 compiled for one type only) and release the GIL. Offsets are relative to the array.
@@ -44,19 +44,6 @@ def first_newline(text: Bytes, start: int, stop: int) -> int:
         if text[i] == 10:
             return i
     return -1
-
-
-@hot
-def borders(text: Bytes, foreign: NDArray[np.bool_], low: int, middle: int, high: int) -> tuple[int, int]:
-    """Where the last ``foreign`` byte of ``text[low:middle]`` is (none: low - 1), and the first of
-    ``text[middle:high]`` (none: high)."""
-    before = middle - 1
-    while before >= low and not foreign[text[before]]:
-        before -= 1
-    behind = middle
-    while behind < high and not foreign[text[behind]]:
-        behind += 1
-    return before, behind
 
 
 @dataclass(slots=True)

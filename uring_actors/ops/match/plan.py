@@ -38,6 +38,49 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class LazyGap:
+    """That a pattern is ``A x{n,}? B``, with one character or class ``x``, and bounded ``A`` and ``B``.
+
+    ``entry`` is how many bytes ``A x{n}`` takes at most, ``tail`` how many ``B`` does. ``rest`` is ``x*?B``, as RE2
+    reads it. Let a match be undecided at w, ``entry + tail`` bytes or more behind its start, and u be ``tail`` bytes
+    before w or more, and still ``entry`` behind the start. Then what is alive at w is in the gap or in a ``B`` that
+    begins at u or later, so the gap was reached and is unbroken up to u; and no ``B`` before u led to a match. So the
+    match ends where that of ``rest`` does that begins at u.
+    """
+
+    entry: int
+    tail: int
+    rest: bytes
+    literals: tuple[bytes, ...] = ()
+    """One of these is in every ``B``, and ``x`` is any character. Empty: nothing like it is known."""
+
+    @property
+    def crossed(self) -> int:
+        """Bytes from the start from which on this is so, wherever characters end."""
+        return self.entry + self.tail + 8
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """How the matches of a PREFIX pattern are found quicker than by trying every start.
+
+    ``front`` and ``core`` are of ``syntax.lazy_front``: a match of the pattern is one of the core, and as much of the
+    front as stands before it. None and the whole pattern where it has no such front.
+
+    ``head`` is a short expression, in the dialect of ``PatternPlan.candidate`` within RE2's limits, that every match
+    of the core begins with. None: there is none that is short.
+    """
+
+    front: bytes | None
+    front_max: int
+    """Bytes."""
+    core: bytes
+    head: bytes | None
+    head_max: int
+    gap: LazyGap | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PatternPlan:
     """One pattern, ready to be run.
 
@@ -45,10 +88,6 @@ class PatternPlan:
     what the engine searches: the whole pattern (LITERAL, BOUNDED) or a bounded necessary part (PART, PREFIX, LINE,
     FILE), ``candidate_min`` to ``candidate_max`` bytes wide. Only its ends mean something: it leaves out what
     is optional at that part's front. None where no engine is used.
-
-    ``alive`` is an RE2 expression to be compiled as Latin-1, dot matching everything: a byte string that
-    fully matches it may be a proper beginning of a longer match; one that does not can't. None: unknown, take
-    every string as alive.
     """
 
     index: int
@@ -66,10 +105,9 @@ class PatternPlan:
     candidate: bytes | None
     candidate_min: int
     candidate_max: int
-    alive: bytes | None
     reason: str
     """One sentence for ``--explain``: why this kind."""
-    alphabet: int | None = None
-    """Bit ``b``: whether byte ``b`` may be in a match. None: any may, or it is confirmed in the slot."""
+    lead: Lead | None = None
+    """Of PREFIX, where something is known."""
     once: bool = False
     """Whether all that matters is that a file has it: an engine then reports one end a block."""

@@ -7,14 +7,15 @@ the slower engines that captures need.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import re2
-from numpy.typing import NDArray
 
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
+from uring_actors.ops.match.syntax import cut_short
 
 _ROOMY = 32 << 20
 """Bytes for the automata of an unbounded pattern, when they come to that. Counted repetitions make many states, and
@@ -72,7 +73,7 @@ def _find(regex: Any, anchor: str) -> Find:
     return find
 
 
-Spans = Callable[[memoryview, int, int], Sequence[tuple[int, int]]]
+Spans = Callable[[bytes | memoryview, int, int], Sequence[tuple[int, int]]]
 """As ``Find``, for the whole stretch: the bounds of the match and of each group; the first (-1, -1) for nothing."""
 
 
@@ -82,13 +83,13 @@ def find_groups(regex: Any) -> Spans:
         inner, how = regex._regexp.Match, re2._re2.RE2.Anchor.ANCHOR_BOTH
     except AttributeError:
 
-        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+        def find(text: bytes | memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
             found = regex.fullmatch(text, position, stop)
             return [(-1, -1)] if found is None else [found.span(k) for k in range(regex.groups + 1)]
 
     else:
 
-        def find(text: memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
+        def find(text: bytes | memoryview, position: int, stop: int) -> Sequence[tuple[int, int]]:
             spans: Sequence[tuple[int, int]] = inner(how, text, position, stop)
             return spans
 
@@ -104,39 +105,98 @@ def _widest(plan: PatternPlan) -> int:
     return (plan.max_width or 0) if plan.kind.confirmed_in_slot else plan.candidate_max
 
 
+class Expression:
+    """RE2's searches for one source, in UTF-8 or Latin-1.
+
+    ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``cut_search`` and
+    ``cut_match`` are the same of the source cut short (``syntax.cut_short``), for *texts* that end where something
+    was cut; None where it has no such form. That is compiled when it is first needed.
+    """
+
+    def __init__(self, source: bytes, *, latin1: bool) -> None:
+        self.latin1 = latin1
+        self._source = source
+        regex = re2.compile(source, _options(latin1=latin1, roomy=True))
+        self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
+
+    @cached_property
+    def cut_search(self) -> Find | None:
+        return None if self._cut is None else _find(self._cut, "UNANCHORED")
+
+    @cached_property
+    def cut_match(self) -> Find | None:
+        return None if self._cut is None else _find(self._cut, "ANCHOR_START")
+
+    @cached_property
+    def _cut(self) -> Any:
+        encoding = "latin-1" if self.latin1 else "utf-8"
+        source = cut_short(self._source.decode(encoding), latin1=self.latin1)
+        try:
+            return source and re2.compile(source.encode(encoding), _options(latin1=self.latin1, roomy=True))
+        except re2.error:  # too large
+            return None
+
+
 class Pattern:
     """One plan with what RE2 made of it.
 
-    ``search`` finds the leftmost match, ``match`` the one that starts at the position. ``alive`` (the whole
-    stretch) and ``alive_suffix`` (the longest stretch that is alive and ends with the *text*) are None where the
-    plan has no ``alive``. ``foreign`` says of each byte whether no match can hold it; None where the plan doesn't.
-    ``width`` is the maximum width, 0 where there is none.
+    ``search`` finds the leftmost match. ``width`` is the maximum width, 0 where there is none. ``whole`` is there for
+    patterns that are searched against the file.
     """
 
-    __slots__ = ("alive", "alive_suffix", "foreign", "literal", "match", "plan", "search", "width")
+    __slots__ = ("_core", "literal", "plan", "search", "whole", "width")
 
     def __init__(self, plan: PatternPlan) -> None:
         self.plan = plan
         self.search: Find
-        self.match: Find
+        self.whole: Expression | None = None
         if plan.kind is Kind.LITERAL:
-            self.search = self.match = _not_searched  # no RE2: there may be tens of thousands
+            self.search = _not_searched  # no RE2: there may be tens of thousands
+        elif plan.kind.confirmed_in_slot:
+            self.search = _find(compile_source(plan), "UNANCHORED")
         else:
-            regex = compile_source(plan)
-            self.search, self.match = _find(regex, "UNANCHORED"), _find(regex, "ANCHOR_START")
+            self.whole = Expression(plan.re2, latin1=plan.latin1)
+            self.search = self.whole.search
         self.width: int = plan.max_width or 0
         self.literal: Bytes | None = None if plan.literal is None else as_bytes(plan.literal)
-        self.foreign: NDArray[np.bool_] | None = None
-        if plan.alphabet is not None:
-            self.foreign = np.array([not plan.alphabet >> byte & 1 for byte in range(256)])
-        self.alive: Find | None = None
-        self.alive_suffix: Find | None = None
-        if plan.alive is not None:
-            options = _options(latin1=True, roomy=True)
-            options.dot_nl = True
-            self.alive = _find(re2.compile(plan.alive, options), "ANCHOR_BOTH")
-            suffix = re2.compile(rb"(?:" + plan.alive + rb")\z", options)
-            self.alive_suffix = _find(suffix, "UNANCHORED")
+        self._core: Core | None = None
+
+    @property
+    def core(self) -> Core:
+        """Of PREFIX. Made when it is first needed: most patterns have no candidate."""
+        if self._core is None:
+            self._core = Core(self)
+        return self._core
+
+
+class Core:
+    """What a PREFIX pattern is looked for by (``plan.Lead``).
+
+    ``front`` finds how far the front reaches back from the *text*'s end; ``head`` the next possible start. The core
+    of a candidate that ends at e begins in [e - ``most``, e - ``least``].
+    """
+
+    def __init__(self, pattern: Pattern) -> None:
+        assert pattern.whole is not None, "patterns that are confirmed in the slot have no core"
+        plan = pattern.plan
+        lead = plan.lead
+        self.least, self.most = plan.candidate_min, plan.candidate_max
+        self.expression = pattern.whole
+        self.front: Find | None = None
+        self.front_most = 0
+        self.head: Find | None = None
+        self.head_most = 0
+        if lead is not None and lead.front is not None:
+            front = b"(?:" + lead.front + rb")\z"
+            self.front = _find(re2.compile(front, _options(latin1=plan.latin1)), "UNANCHORED")
+            self.front_most = lead.front_max
+            self.most -= lead.front_max
+            self.expression = Expression(lead.core, latin1=plan.latin1)
+        if lead is not None and lead.head is not None:
+            self.head = _find(re2.compile(lead.head, _options(latin1=True)), "UNANCHORED")
+            self.head_most = lead.head_max
+        self.gap = None if lead is None else lead.gap
+        self.rest = None if self.gap is None else Expression(self.gap.rest, latin1=plan.latin1)
 
 
 class PlanSet:

@@ -29,7 +29,7 @@ class Row(NamedTuple):
     end: int
     line: int
     column: int
-    text: bytes
+    text: bytes | memoryview
 
 
 @dataclass(slots=True, eq=False)
@@ -122,9 +122,9 @@ class Rows:
         )
 
 
-def _joined(texts: Sequence[bytes]) -> tuple[Ints, Bytes]:
+def _joined(texts: Sequence[bytes | memoryview]) -> tuple[Ints, Bytes]:
     offsets = np.array([0, *accumulate(map(len, texts))], np.int64)
-    return offsets, np.frombuffer(b"".join(texts), np.uint8)
+    return offsets, np.frombuffer(texts[0] if len(texts) == 1 else b"".join(texts), np.uint8)
 
 
 def _join(parts: Sequence[Marked] | Sequence[Rows]) -> tuple[Ints, Bytes]:

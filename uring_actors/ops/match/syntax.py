@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import re2
 
@@ -27,11 +28,14 @@ from uring_actors.ops.match.tree import (
     Assertion,
     ByteSet,
     Chars,
+    Concat,
     Node,
     Ranges,
+    Repeat,
     alt,
     complement,
     concat,
+    fold,
     repeat,
     union,
 )
@@ -162,6 +166,16 @@ class _Group:
         self.branch, self.copies = [], []
 
 
+class _Leaf(NamedTuple):
+    """A character, class or assertion of the text (or all that ``\\Q`` quotes)."""
+
+    start: int
+    stop: int
+    outside: bool
+    """Whether it is in no group."""
+    flags: Flags
+
+
 class _Parser:
     def __init__(self, text: str, flags: Flags, latin1: bool) -> None:
         self.text = text
@@ -171,6 +185,10 @@ class _Parser:
         self.highest = LAST_LATIN1 if latin1 else LAST_CODE_POINT
         self.groups = [_Group(-1, flags)]
         self.after_repetition = False
+        self.leaves: list[_Leaf] = []
+        """The characters, classes and assertions: all that is no operator."""
+        self.chars: list[Ranges] = []
+        """What the characters and classes are."""
 
     # -- errors and looking ahead
 
@@ -191,6 +209,7 @@ class _Parser:
         self.groups[-1].copies.append(copies)
 
     def push_chars(self, ranges: Ranges) -> None:
+        self.chars.append(ranges)
         self.push(Chars(ranges))
 
     def push_literal(self, code: int) -> None:
@@ -202,7 +221,7 @@ class _Parser:
     def parse(self) -> Node:
         while self.at < len(self.text):
             is_repetition = False
-            character = self.text[self.at]
+            start, character = self.at, self.text[self.at]
             if character == "(":
                 self.open_group()
             elif character == ")":
@@ -219,6 +238,8 @@ class _Parser:
                 self.backslash()
             else:
                 self.plain(character)
+            if not is_repetition and character not in "()|":
+                self.leaves.append(_Leaf(start, self.at, len(self.groups) == 1, self.flags))
             self.after_repetition = is_repetition
         if len(self.groups) > 1:
             raise self.error("missing closing )", self.groups[-1].position)
@@ -519,3 +540,101 @@ def parse(text: str, flags: Flags = NO_FLAGS, *, latin1: bool = False) -> Node:
     Raises PatternError, with the position in ``text``. ``EMPTY`` is the empty pattern's tree.
     """
     return _Parser(text, flags, latin1).parse() if text else EMPTY
+
+
+def cut_short(text: str, *, latin1: bool = False) -> str | None:
+    """The pattern ``text`` made to break off where the text ends: every leaf ``x`` of it becomes ``(?:x|\\z)``.
+
+    It does as ``text`` does, with the same preferences, but a match that the text's end interrupts goes on without
+    its bytes and ends there. So, of a text that is the beginning of another and is cut between two characters, a
+    match that ends before the cut is the one that ``text`` has in the longer one; and what ``text`` may match across
+    the cut ends at it, wherever that is preferred to what ends before.
+
+    None where RE2 would not read the leaves alike on text that isn't UTF-8: it joins classes, and reads the class of
+    all that is not ASCII loosely.
+    """
+    parser = _Parser(text, NO_FLAGS, latin1)
+    parser.parse()
+    parts: list[str] = []
+    done = 0
+    for start, stop, *_ in parser.leaves:
+        leaf = text[start:stop]
+        if leaf.startswith("\\Q"):
+            leaves = [f"\\x{{{ord(character):x}}}" for character in leaf[2:].removesuffix("\\E")]
+        else:
+            leaves = [leaf]
+        parts += [text[done:start], *(rf"(?:{leaf}|\z)" for leaf in leaves)]
+        done = stop
+    beyond = [ranges for chars in parser.chars if (ranges := _beyond_ascii(chars)) != _ALL_BEYOND_ASCII]
+    if not latin1 and union(pair for ranges in beyond for pair in ranges) == _ALL_BEYOND_ASCII:
+        return None
+    return "".join([*parts, text[done:]])
+
+
+_ALL_BEYOND_ASCII: Ranges = ((0x80, LAST_CODE_POINT),)
+
+
+def _beyond_ascii(ranges: Ranges) -> Ranges:
+    return tuple((max(low, 0x80), high) for low, high in ranges if high >= 0x80)
+
+
+_LEADING_FLAGS = re.compile(r"(?:\(\?[ims]+\))*")
+_LAZY_COUNT = re.compile(r"\{0,([0-9]+)\}\?")
+
+
+def lazy_front(text: str, *, latin1: bool = False) -> tuple[str, str] | None:
+    """``x{0,n}`` and ``y``, for a pattern ``x{0,n}?y`` where ``x`` is one character or class; None for others.
+
+    Let k be the least place, from some place on, where ``y`` matches. Then the leftmost match of the pattern is that
+    of ``y`` at k with as much of ``x{0,n}`` as stands before k. It begins no earlier by way of a place behind k: what
+    leads there from a start before k leads through k, by fewer ``x``. And of the ways from its start the one with the
+    fewest ``x`` is preferred, which is the one to k. (A ``\\C`` could match within a character, where no row of ``x``
+    ends: such patterns are among the others.)
+    """
+    parser = _Parser(text, NO_FLAGS, latin1)
+    tree = parser.parse()
+    if not (
+        isinstance(tree, Concat) and isinstance(tree.parts[0], Repeat) and isinstance(tree.parts[0].inner, Chars)
+    ):
+        return None
+    start, stop, *_ = parser.leaves[0]
+    count = _LAZY_COUNT.match(text, stop)
+    if count is None or not _LEADING_FLAGS.fullmatch(text, 0, start) or text.startswith("\\Q", start):
+        return None
+    if not latin1 and fold(tree, lambda node, below: isinstance(node, ByteSet) or any(below)):
+        return None
+    flags, leaf = text[:start], text[start:stop]
+    return f"{flags}(?:{leaf}){{0,{count[1]}}}", flags + text[count.end() :]
+
+
+class Gap(NamedTuple):
+    """A pattern ``before x{least,}? behind``, where ``x`` is one character or class. All are patterns."""
+
+    before: str
+    x: str
+    least: int
+    behind: str
+
+
+_LAZY_REPETITION = re.compile(r"(?:(\*)|(\+)|\{([0-9]+),\})\?")
+_SWAPPED = re.compile(r"\(\?[a-z-]*U")
+
+
+def lazy_gap(text: str, *, latin1: bool = False) -> Gap | None:
+    """The first such gap of ``text`` that is in no group; None where there is none."""
+    parser = _Parser(text, NO_FLAGS, latin1)
+    if not isinstance(parser.parse(), Concat) or _SWAPPED.search(text):
+        return None
+    for leaf in parser.leaves:
+        count = _LAZY_REPETITION.match(text, leaf.stop)
+        if leaf.outside and count is not None and not text.startswith("\\Q", leaf.start):
+            flags = _spelled(leaf.flags)
+            least = int(count[3] or (1 if count[2] else 0))
+            return Gap(text[: leaf.start], flags + text[leaf.start : leaf.stop], least, flags + text[count.end() :])
+    return None
+
+
+def _spelled(flags: Flags) -> str:
+    pairs = (("i", flags.ignore_case), ("m", flags.multi_line), ("s", flags.dot_all))
+    letters = "".join(letter for letter, on in pairs if on)
+    return f"(?{letters})" if letters else ""

@@ -116,10 +116,6 @@ def repeat(inner: Node, least: int, most: int | None) -> Node:
     return inner if least == most == 1 else Repeat(inner, least, most)
 
 
-def optional(inner: Node) -> Node:
-    return repeat(inner, 0, 1)
-
-
 def union(ranges: Iterable[tuple[int, int]]) -> Ranges:
     merged: list[tuple[int, int]] = []
     for low, high in sorted(ranges):

@@ -5,10 +5,13 @@ A ``Search`` is told, extent by extent, which candidates an engine saw and how f
 look at bytes past the frontier where a match demands it, and it may fall behind where it can't decide yet; at the
 frontier ``size`` it has emitted everything.
 
-What makes a result final. Matches from a start s that end within a window [.., w) depend on the window's bytes and
-one byte of context after it, which the window has. If the bytes from s to w are not ``alive``, no match from s ends
-beyond w, so what RE2 finds from s with endpos w is what it finds in the whole file. At the file's end everything is
-final. Without an ``alive`` expression every start counts as alive.
+What makes a result final. In the file's bytes up to w, cut between two characters, the pattern cut short
+(``syntax.cut_short``) is looked for. It finds what RE2 finds in the whole file where that is decided by these bytes:
+a match that ends before w. What ends at w isn't decided: the match may go on behind w, or be another. RE2 prefers one
+way through the pattern to another, and a way that w interrupts ends at w, so it hides what is found by lesser ways
+only; a lazy ``.*?end`` is decided where it ends. Starts of which nothing is found, not even an end at w, have no
+match in the file. At the file's end everything is final. Where a pattern can't be cut short, nothing is decided
+before.
 
 A read that fails leaves the search where it was; ``restart`` begins a new chain behind the trouble. What had been
 emitted stays right.
@@ -17,28 +20,29 @@ emitted stays right.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from uring_actors.ops.match.newlines import as_bytes, borders, first_newline, last_newline
-from uring_actors.ops.match.plan import Kind
-from uring_actors.ops.match.planset import Pattern
+from uring_actors.ops.match.newlines import as_bytes, first_newline, last_newline
+from uring_actors.ops.match.plan import Kind, LazyGap
+from uring_actors.ops.match.planset import Expression, Pattern
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
 
 class Found(NamedTuple):
-    """One match: file offsets, and its bytes."""
+    """One match: file offsets, and its bytes (which are not shared with a data slot)."""
 
     start: int
     end: int
-    text: bytes
+    text: bytes | memoryview
 
 
 class Search(Protocol):
     """One pattern's search through one file."""
 
-    at: int
-    """Matches that start before this have been emitted, or are given up."""
+    @property
+    def at(self) -> int:
+        """Matches that start before this have been emitted, or are given up."""
 
     def learn(self, ends: Sequence[int]) -> None:
         """More candidate ends (file offsets): ascending, without duplicates."""
@@ -182,26 +186,75 @@ class LineSearch:
         return self._window.size
 
 
+def _decided(
+    expression: Expression, window: Window, at: int, stop: int, *, anchored: bool = False
+) -> tuple[int, int]:
+    """The bounds of the leftmost match from ``at`` on, where the file's bytes up to ``stop`` decide it.
+
+    Otherwise the least start that is not decided, and -1. ``anchored``: only the start ``at`` is looked at.
+    """
+    view, base = window.view(at, stop)
+    position, end = at - base, stop - base
+    if stop == window.size:
+        start, past = (expression.match if anchored else expression.search)(view, position, end)
+        if start < 0:
+            return at + 1 if anchored else stop, -1
+    else:
+        find = expression.cut_match if anchored else expression.cut_search
+        if not expression.latin1:
+            end = _between_characters(view, end)
+        if find is None or end <= position:
+            return at, -1
+        start, past = find(view[:end], position, end)
+        if start < 0:  # anchored: otherwise there is at least the text's end
+            return at + 1, -1
+        if past == end:
+            return start + base, -1
+    return start + base, past + base
+
+
+def _found(window: Window, start: int, end: int) -> Found:
+    view, base = window.view(start, end, before=0)
+    return Found(start, end, bytes(view[start - base : end - base]))
+
+
+def _aligned(expression: Expression, window: Window, at: int) -> int:
+    """``at``, or a place a little before it that is in no character."""
+    if expression.latin1:
+        return at
+    view, base = window.view(max(0, at - 3), at)
+    return _between_characters(view, at - base) + base
+
+
+def _between_characters(view: memoryview, at: int) -> int:
+    """``at``, or less: a place in UTF-8 text that is in no character, whatever RE2 takes for one."""
+    if view[at] & 0xC0 != 0x80:
+        return at
+    for place in range(at, max(at - _LONGEST_CHARACTER, -1), -1):
+        if view[place] & 0xC0 != 0x80:
+            return place
+    return at  # behind three continuation bytes no character goes on
+
+
 _CHUNK = 1 << 20
-_SMALLEST_CHUNK = 256
 
 
 class FileSearch:
     """FILE: windows from ``at`` on, each keeping from the last what is not decided; linear in the file's size.
 
-    In a window [at, w) let u be the least start whose bytes up to w are alive. Every start before u is decided, so
-    the chain goes on with what RE2 finds there; the next window begins at u, and is at least twice as long as
-    what it takes over, so that bytes are searched a bounded number of times.
+    A window [at, w) gives all matches up to the least start u that it doesn't decide. The next window begins at u,
+    and is at least twice as long as what it takes over, so that bytes are searched a bounded number of times.
 
     With candidates (a necessary part of every match), nothing is read until one lies wholly behind ``at``.
     """
 
     def __init__(self, pattern: Pattern, window: Window, at: int = 0) -> None:
         self.at = at
+        assert pattern.whole is not None, "it is confirmed in the slot"
         self._pattern = pattern
+        self._whole = pattern.whole
         self._window = window
         self._ends: Sequence[int] = ()
-        self._chunk = _CHUNK
         self._reach = 0  # the next window must go this far to be worth a try
 
     def learn(self, ends: Sequence[int]) -> None:
@@ -223,8 +276,8 @@ class FileSearch:
         while self.at < frontier and self._wanted():
             if self._reach > frontier and frontier < size:
                 return
-            stop = min(frontier, max(self.at + self._chunk, self._reach))
-            if self._pattern.alive is None:
+            stop = min(frontier, max(self.at + _CHUNK, self._reach))
+            if self._whole.cut_search is None:
                 if frontier < size:
                     return
                 stop = size
@@ -252,54 +305,54 @@ class FileSearch:
 
     def _step(self, stop: int, out: list[Found]) -> None:
         """One window."""
-        view, base = self._window.view(self.at, stop)
-        decided = self._decided(view, base, stop)
-        at = self.at
-        while at < decided:
-            start, end = self._pattern.search(view, at - base, stop - base)
-            if start < 0 or start + base >= decided:
-                at = decided
+        while self.at < stop:
+            self.at, end = _decided(self._whole, self._window, self.at, stop)
+            if end < 0:
                 break
-            out.append(Found(start + base, end + base, bytes(view[start:end])))
-            at = end + base
-        # A match that ends behind the least alive start makes us look for the next one: cheap in small windows.
-        self._chunk = max(_SMALLEST_CHUNK, self._chunk // 4) if at > decided else min(_CHUNK, 2 * self._chunk)
-        self.at = at
-        self._reach = at + 2 * (stop - at)
-
-    def _decided(self, view: memoryview, base: int, stop: int) -> int:
-        """The least start that may match beyond ``stop``; ``stop`` where none does."""
-        if stop == self._window.size:
-            return stop
-        if self._pattern.alive_suffix is None:
-            return self.at
-        start, _ = self._pattern.alive_suffix(view[: stop - base], self.at - base, stop - base)
-        return stop if start < 0 else start + base
+            out.append(_found(self._window, self.at, end))
+            self.at = end
+        self._reach = self.at + 2 * (stop - self.at)
 
 
-_MANY_STARTS = 4
-"""Starts of one candidate from which on windows are quicker than to try each."""
+_FEW_STARTS = 3
+"""Starts of one candidate up to which each is tried for itself."""
 
 _FIRST_WINDOW = 128
-_FOREIGN_WINDOW = 512
-"""Where a byte that no match holds ends the search before the window does, mostly."""
+_LONGEST_STRETCH = 1 << 10
+_GAP_STEP = 31 << 10
+"""Two steps are in one read of the window."""
+_NEAR_LITERAL = 512
+_LONGEST_CHARACTER = 4
+_LARGE = 1 << 20
+"""Bytes of a match that is not copied from its window."""
 _ALLOWANCE = 1 << 20
 
 
 class PrefixSearch:
-    """PREFIX: every start that a candidate allows, in ascending order, each tried where it stands.
+    """PREFIX: every start that a candidate allows, in ascending order.
 
-    A candidate that ends at e begins in [e - candidate_max, e - candidate_min]. Where attempts have run over more
-    than four times the file (many starts, all alive for long), the rest of the file is left to the linear FileSearch.
+    Of a pattern with a lazy front (``plan.Lead``) the core is searched, and each match begins with as much of the
+    front as is there. Where attempts have run over more than four times the file (many starts, all alive for long),
+    the rest of the file is left to the linear FileSearch.
     """
 
     def __init__(self, pattern: Pattern, window: Window) -> None:
-        self.at = 0
         self._pattern = pattern
+        self._core = pattern.core
         self._window = window
         self._ends: Sequence[int] = ()
+        self._resume = 0  # where the last match ended
+        self._next = 0  # no core that starts between the two has a match
         self._spent = 0
+        self._barren = (-1, -1)  # a gap that goes on between these leads to no match
         self._linear: FileSearch | None = None
+
+    @property
+    def at(self) -> int:
+        """See Search."""
+        if self._linear is not None:
+            return self._linear.at
+        return max(self._resume, self._next - self._core.front_most)
 
     def learn(self, ends: Sequence[int]) -> None:
         """See Search."""
@@ -315,135 +368,196 @@ class PrefixSearch:
 
     def restart(self, at: int) -> None:
         """See Search."""
-        self.at = max(self.at, at)
+        self._resume = max(self._resume, at)
         if self._linear is not None:
             self._linear.restart(at)
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search."""
         if self._linear is None:
-            self._try_starts(frontier, out)
+            self._try_candidates(frontier, out)
         if self._linear is not None:
             self._linear.advance(frontier, newline, out)
-            self.at = self._linear.at
 
     def decided(self, frontier: int, newline: int) -> int:
         """See Search."""
-        return max(self.at, frontier) if self._linear is None else self._linear.at
+        return max(self._resume, frontier) if self._linear is None else self._linear.at
 
-    def _try_starts(self, frontier: int, out: list[Found]) -> None:
-        if not self._ends:
-            return
-        plan = self._pattern.plan
-        many = plan.candidate_max - plan.candidate_min >= _MANY_STARTS
-        look = self._windows if many and plan.alive is not None else self._one_by_one
-        for end in self._ends:
-            start, stop = max(self.at, end - plan.candidate_max), min(end - plan.candidate_min + 1, frontier)
-            if start >= stop:
-                continue
-            self.at = start
-            look(end, stop, out)
+    def _try_candidates(self, frontier: int, out: list[Found]) -> None:
+        core = self._core
+        for low, stop in self._stretches(frontier + core.front_most):
+            self._next = max(self._next, self._resume, low)
+            if not self._try(stop, frontier, out):
+                break
             if self._spent > 4 * self._window.size + _ALLOWANCE:
                 self._linear = FileSearch(self._pattern, self._window, self.at)
                 self._linear.learn(self._ends)
                 return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
+        self._next = min(self._next, frontier)
         self._ends = ()
 
-    def _one_by_one(self, end: int, stop: int, out: list[Found]) -> None:
-        """Try every start from ``at`` up to ``stop``."""
-        while self.at < stop:
-            found = self._attempt(self.at)
-            if found is not None:
-                out.append(found)
-                self.at = found.end
-            else:
-                self.at += 1
-            if self._spent > 4 * self._window.size + _ALLOWANCE:
-                return
+    def _stretches(self, most: int) -> Iterator[tuple[int, int]]:
+        """Where cores may start, up to ``most``: those of candidates that are near each other in one."""
+        least, reach = self._core.least, self._core.most
+        low = stop = -1
+        for end in self._ends:
+            if end - reach > stop or end - low > _LONGEST_STRETCH:
+                if stop > low:
+                    yield low, min(stop, most)
+                low = end - reach
+            stop = end - least + 1
+        if stop > low:
+            yield low, min(stop, most)
 
-    def _windows(self, end: int, stop: int, out: list[Found]) -> None:
-        """The same where there are many starts: most are ruled out together, in a window that ends behind ``end``."""
-        size = self._window.size
-        first = length = _FIRST_WINDOW if self._pattern.foreign is None else _FOREIGN_WINDOW
-        while self.at < stop:
-            high = min(size, max(end, self.at) + length)
+    def _try(self, stop: int, frontier: int, out: list[Found]) -> bool:
+        """Emit the matches of cores in [``_next``, ``stop``). False: there is one that is not the frontier's yet."""
+        size, core = self._window.size, self._core
+        length = _FIRST_WINDOW
+        while self._next < stop and self._spent <= 4 * size + _ALLOWANCE:
+            at = self._next
+            high = size if core.expression.cut_match is None else min(size, max(stop + core.least, at) + length)
             try:
-                grown = self._search(end, high, stop, out)
+                more = self._walk(high, stop, frontier, out)
             except TooLong:
                 raise
             except ReadFailed as error:
                 # Perhaps what lies before the trouble is enough.
-                if error.offset - 1 <= self.at:
+                if error.offset - 1 <= self._next:
                     raise
-                if self._search(end, error.offset - 1, stop, out):
+                high = error.offset - 1
+                more = self._walk(high, stop, frontier, out)
+                if more and self._next == at:
                     raise
-                continue
-            length = 4 * length if grown else first
-
-    def _search(self, end: int, high: int, stop: int, out: list[Found]) -> bool:
-        """One step within the file's bytes up to ``high``: the next match, or none up to ``stop``. True: undecided.
-
-        A byte that no match holds ends all matches before it. Where the window has none, the starts before the least
-        one that is alive at the window's end are decided.
-        """
-        view, base = self._window.view(self.at, high)
-        last, low = high - base, self.at - base
-        final = high == self._window.size
-        if self._pattern.foreign is not None:
-            before, behind = borders(as_bytes(view), self._pattern.foreign, low, min(end - base, last), last)
-            low = min(before + 1, stop - base)
-            final, last = final or behind < last, behind
-        undecided = min(stop, high) - base
-        if not final:
-            assert self._pattern.alive_suffix is not None, "windows are for patterns with an alive expression"
-            start, _ = self._pattern.alive_suffix(view[:last], low, last)
-            if start >= 0:
-                undecided = min(undecided, start)
-        if undecided > low:
-            start, past = self._pattern.search(view, low, last)
-            self._spent += (past if start >= 0 else last) - low
-            if start >= 0 and start < undecided:
-                out.append(Found(start + base, past + base, bytes(view[start:past])))
-                self.at = past + base
+            if more and core.gap is not None and self._next < stop and high - self._next >= core.gap.crossed:
+                more = self._cross_gap(core.gap, high, frontier, out)
+            if not more:
                 return False
-        else:
-            self._spent += last - low
-        self.at = undecided + base
-        return self.at < stop
+            length = _FIRST_WINDOW if self._next > at else 4 * length
+        return True
 
-    def _attempt(self, start: int) -> Found | None:
-        """The match that starts at ``start``."""
-        size = self._window.size
-        length = _FIRST_WINDOW if self._pattern.alive is not None else size - start
+    def _walk(self, high: int, stop: int, frontier: int, out: list[Found]) -> bool:
+        """``_try``, as far as the file's bytes up to ``high`` decide it: up to ``_next``."""
+        core, whole = self._core, self._core.expression
+        view, base = self._window.view(max(self._resume, self._next - core.front_most), high)
+        at, limit, end = self._next - base, stop - base, high - base
+        final = high == self._window.size
+        match, search = (whole.match, whole.search) if final else (whole.cut_match, whole.cut_search)
+        if not final and not whole.latin1:
+            end = _between_characters(view, end)
+        if match is None or search is None or end <= at:
+            return True
+        text = view if final else view[:end]
+        head = core.head if final or limit + core.head_most <= end else None  # else it doesn't see all of them
+        head_stop = min(limit + core.head_most, end)
+        while at < limit:
+            if limit - at <= _FEW_STARTS:
+                start, past = at, match(text, at, end)[1]
+            elif head is not None:
+                start = head(view, at, head_stop)[0]
+                if not 0 <= start < limit:
+                    at = limit
+                    break
+                past = match(text, start, end)[1]
+            else:
+                start, past = search(text, at, end)
+                if not 0 <= start < limit:
+                    self._spent += end - at
+                    at = limit
+                    break
+            if past < 0:
+                self._spent += end - start if final else 0  # otherwise RE2 has stopped early
+                at = start + 1
+                continue
+            at = start
+            if past == end and not final:
+                self._spent += end - at
+                break
+            self._spent += past - at
+            if not self._emit(view, base, at, past, frontier, out):
+                return False
+            at = past
+        self._next = at + base
+        return True
+
+    def _emit(self, view: memoryview, base: int, start: int, past: int, frontier: int, out: list[Found]) -> bool:
+        """The match with the core ``view[start:past]``. False: it is not the frontier's yet."""
+        first, core = start, self._core
+        if core.front is not None:
+            low = max(self._resume - base, start - core.front_most)
+            first = core.front(view[:start], low, start)[0]
+        if first + base >= frontier:
+            self._next = start + base
+            return False
+        text = view[first:past]
+        shared = self._window.is_lent(view) or past - first < _LARGE
+        out.append(Found(first + base, past + base, bytes(text) if shared else text))
+        self._resume = self._next = past + base
+        return True
+
+    def _cross_gap(self, gap: LazyGap, high: int, frontier: int, out: list[Found]) -> bool:
+        """As ``_walk``, for the match that is alive from ``_next`` to ``high`` (``plan.LazyGap``)."""
+        start = self._next
+        past = self._behind_gap(gap, high - gap.tail)
+        if past < 0:
+            self._next += 1
+            return True
+        view, base = self._window.view(max(self._resume, start - self._core.front_most), past)
+        return self._emit(view, base, start - base, past - base, frontier, out)
+
+    def _behind_gap(self, gap: LazyGap, at: int) -> int:
+        """Where a match ends whose gap reaches behind ``at``; -1: nowhere. Reads each stretch of the gap once."""
+        rest, size = self._core.rest, self._window.size
+        assert rest is not None, "there is no gap"
+        began = at
         while True:
-            stop = min(size, start + length)
+            at = _aligned(rest, self._window, at)
+            if self._barren[0] <= at <= self._barren[1]:
+                self._barren = min(began, self._barren[0]), self._barren[1]
+                return -1
+            high = size if rest.cut_match is None else min(size, at + gap.tail + _GAP_STEP)
             try:
-                final, found = self._look(start, stop)
-            except TooLong:
-                raise
+                if (clear := self._clear(gap, at, high)) is not None:
+                    if clear > at + _LONGEST_CHARACTER:
+                        at = clear
+                        continue
+                    high = min(high, at + gap.tail + _NEAR_LITERAL)
+                start, past = _decided(rest, self._window, at, high, anchored=True)
             except ReadFailed as error:
-                # Perhaps what lies before the trouble is enough.
-                if error.offset - 1 <= start:
+                # Perhaps it ends before the trouble.
+                high = error.offset - 1
+                if high <= at:
                     raise
-                final, found = self._look(start, error.offset - 1)
-                if not final:
+                start, past = _decided(rest, self._window, at, high, anchored=True)
+                if past < 0 and start == at:
                     raise
-            if final:
-                return found
-            length *= 4
+            self._spent += (past if past >= 0 else high) - at
+            if past >= 0:
+                return past
+            if start > at:
+                self._barren = began, at
+                return -1
+            at = high - gap.tail
 
-    def _look(self, start: int, stop: int) -> tuple[bool, Found | None]:
-        """What matches at ``start`` within ``stop``, and whether that is final."""
-        view, base = self._window.view(start, stop)
-        _, end = self._pattern.match(view, start - base, stop - base)
-        alive = self._pattern.alive
-        final = stop == self._window.size or (alive is not None and alive(view, start - base, stop - base)[1] < 0)
-        # Count what RE2 must have looked at: it stops early in a window that it finds dead.
-        if not final or (end < 0 and stop == self._window.size):
-            self._spent += stop - start
-        if not final or end < 0:
-            return final, None
-        end += base
-        self._spent += end - start
-        return True, Found(start, end, bytes(view[start - base : end - base]))
+    def _clear(self, gap: LazyGap, at: int, high: int) -> int | None:
+        """Where what is behind the gap may begin at the earliest; None where a look for its literals doesn't tell."""
+        if not gap.literals:
+            return None
+        view, base = self._window.view(at, high)
+        whole = self._pattern.plan.latin1
+        stop = high - base if whole or high == self._window.size else _between_characters(view, high - base)
+        text = bytes(view[at - base : stop])
+        if not whole and not _is_utf8(text):  # the gap may end here
+            return None
+        first = min((place for word in gap.literals if (place := text.find(word)) >= 0), default=len(text))
+        return max(at, at + first - gap.tail)
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -109,8 +109,8 @@ class Window:
     def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
         """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
 
-        Returns them (valid as long as the caller keeps them) and the file offset of the first. There may be more
-        on either side, all real: the end is the file's end, or lies beyond ``stop``.
+        Returns them (valid as long as the caller keeps them, if not ``is_lent``) and the file offset of the first.
+        There may be more on either side, all real: the end is the file's end, or lies beyond ``stop``.
         """
         self.check(start, stop)
         low, high = max(0, start - before), min(self.size, stop + 1)
@@ -121,6 +121,10 @@ class Window:
             self._text = self._read(low, high)
             self._base = low
         return self._text.data, self._base
+
+    def is_lent(self, view: memoryview) -> bool:
+        """Whether what ``view`` returned is lent: then it is not the caller's for as long as the caller likes."""
+        return self._lent is not None and self._lent[0] is view
 
     def check(self, start: int, stop: int) -> None:
         """Raises TooLong where ``[start, stop)`` is more than a window may hold."""

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import re2
-from numpy.typing import NDArray
 
+from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.planset import Spans, find_groups
 from uring_actors.ops.match.window import Window
+from uring_actors.ops.rules.characters import character_counts
 from uring_actors.ops.rules.rules import Allowlist, Rule
 
 INLINE_ALLOW = b"gitleaks:allow"
@@ -27,6 +28,11 @@ LINE_REACH = 64 << 10
 """Bytes before a match, and after it, that are looked at for its line."""
 
 _FIRST_REACH = 256
+_SHORT = 1 << 9
+_REMEMBERED = 1 << 11
+"""Short matches of a rule: the same ones come again and again."""
+_ALMOST = 1 - 1e-9
+"""Leaves the borders to arithmetic."""
 _FEW = 1 << 16
 _FEW_BYTES = 1 << 10
 
@@ -54,6 +60,7 @@ class CompiledRule:
         self._path_allows = path_tests(rule.allowlists)
         self._secret_allows = [one for one in allowlists if one.of_match and one.target != "line"]
         self._line_allows = [one for one in allowlists if one.of_match and one.target == "line"]
+        self._weigh_again = lru_cache(maxsize=_REMEMBERED)(self._weigh)
         self._groups: Spans | None = None
         if rule.regex is not None and (compiled := re2.compile(rule.regex.encode(), _options())).groups:
             self._groups = find_groups(compiled)
@@ -69,33 +76,51 @@ class CompiledRule:
 
         Raises ReadFailed where the bytes around it are needed and can't be had, Changed where they are others.
         """
-        secret = self._secret(window, start, end, match)
-        entropy = shannon(secret)
-        if self.rule.entropy and entropy <= self.rule.entropy:
+        if self._groups is None:
+            verdict = (self._weigh_again if len(match) <= _SHORT else self._weigh)(match, 0, len(match))
+        else:
+            view, base = window.view(start, end)
+            low, high = max(0, start - 1), min(window.size, end + 1)
+            if end - start <= _SHORT:
+                verdict = self._weigh_again(bytes(view[low - base : high - base]), start - low, end - low)
+            else:
+                verdict = self._weigh(view[: high - base], start - base, end - base)
+        if verdict is None:
             return None
-        trimmed = match.strip(b"\n")
+        secret = verdict.secret
         for allow in self._secret_allows:
-            if allow.allows(path, secret, trimmed if allow.target == "match" else secret):
+            if allow.all_of and allow.allows(path, secret, match.strip(b"\n") if allow.target == "match" else secret):
                 return None
         line = line_of(window, start, end, match)
         if INLINE_ALLOW in line or any(allow.allows(path, secret, line) for allow in self._line_allows):
             return None
+        return verdict
+
+    def _weigh(self, text: bytes | memoryview, start: int, end: int) -> Verdict | None:
+        """What the match alone decides, ``text[start:end]`` between a byte of context on each side."""
+        whole = bytes(text[start:end]).strip(b"\n")
+        secret = whole if self._groups is None else self._secret(self._groups, text, start, end, whole)
+        least = self.rule.entropy
+        if least and len(secret) <= _SHORT and len(set(secret)) < 2**least * _ALMOST and secret.isascii():
+            return None  # even if each came as often as the others
+        entropy = shannon(secret)
+        if least and entropy <= least:
+            return None
+        for allow in self._secret_allows:
+            if not allow.all_of and allow.allows(b"", secret, whole if allow.target == "match" else secret):
+                return None
         return Verdict(secret, entropy)
 
-    def _secret(self, window: Window, start: int, end: int, match: bytes) -> bytes:
-        whole = match.strip(b"\n")
-        if self._groups is None:
-            return whole
-        view, base = window.view(start, end)
-        spans = self._groups(view, start - base, end - base)
+    def _secret(self, groups: Spans, text: bytes | memoryview, start: int, end: int, whole: bytes) -> bytes:
+        spans = groups(text, start, end)
         if spans[0][0] < 0:
             raise Changed
         if self.rule.secret_group:
             low, high = spans[self.rule.secret_group]
-            return bytes(view[low:high]) if low >= 0 else b""
+            return bytes(text[low:high]) if low >= 0 else b""
         for low, high in spans[1:]:
             if high > low:
-                return bytes(view[low:high])
+                return bytes(text[low:high])
         return whole
 
 
@@ -104,7 +129,7 @@ class _Allow:
 
     def __init__(self, allowlist: Allowlist) -> None:
         self.target = allowlist.target
-        self._all_of = allowlist.all_of
+        self.all_of = allowlist.all_of
         self._commits = allowlist.commits
         self._paths = any_of(allowlist.paths) if allowlist.paths else None
         self._regexes = any_of(allowlist.regexes) if allowlist.regexes else None
@@ -113,16 +138,16 @@ class _Allow:
         contents = self._regexes is not None or self._stopwords is not None
         self.of_match = contents
         self.of_path: Test | None = None
-        if self._paths is not None and not (self._all_of and (contents or self._commits)):
+        if self._paths is not None and not (self.all_of and (contents or self._commits)):
             self.of_path = self._paths
 
     def allows(self, path: bytes, secret: bytes, target: bytes) -> bool:
         """Whether a match with this secret is allowed; ``target`` is what the regexes are searched in."""
         by_regex = None if self._regexes is None else bool(target) and self._regexes(target)
-        if by_regex and not self._all_of:
+        if by_regex and not self.all_of:
             return True
         by_word = None if self._stopwords is None else self._stopwords(lowered(secret))
-        if not self._all_of:
+        if not self.all_of:
             return bool(by_word)
         if self._commits or by_regex is False or by_word is False:
             return False
@@ -173,16 +198,14 @@ def shannon(secret: bytes) -> float:
     """
     size = len(secret)
     if size < _FEW_BYTES and secret.isascii():  # most are: a dozen characters, which arrays are no help with
-        shares = [secret.count(code) / size for code in set(secret)]
-        return -sum(share * math.log2(share) for share in shares) + 0.0
-    codes: NDArray[Any] = np.frombuffer(secret, np.uint8)
-    if not secret.isascii():
+        shares = [count / size for count in map(secret.count, set(secret))]
+        return -sum([share * math.log2(share) for share in shares]) + 0.0
+    if size < _FEW:
         text = secret.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass")
         codes = np.frombuffer(text, np.uint32)
-        codes = np.where((codes >= 0xDC80) & (codes <= 0xDCFF), 0xFFFD, codes)
-        if len(codes) < _FEW:  # else an array of all code points is nothing
-            codes = np.unique(codes, return_inverse=True)[1]
-    counts = np.bincount(codes)
+        counts = np.unique(np.where((codes >= 0xDC80) & (codes <= 0xDCFF), 0xFFFD, codes), return_counts=True)[1]
+    else:
+        counts = character_counts(as_bytes(secret))
     parts = counts[counts > 0] / size
     return float(-(parts * np.log2(parts)).sum()) + 0.0
 
