@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import checksum, data, direct, literals, memory, nodes, nop, patterns, rules, small, start
+from benchmarks import checksum, data, direct, lines, literals, memory, nodes, nop, patterns, rules, small, start
 from benchmarks.model import GIB, Missing, Report, Setting
 from benchmarks.table import table
 from uring_actors.config import parse_size
@@ -25,6 +25,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], None]] = {
     "nop": nop.measure,
     "patterns": patterns.measure,
     "checksum": checksum.measure,
+    "lines": lines.measure,
     "literals": literals.measure,
     "rules": rules.measure,
     "small": small.measure,

@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from benchmarks.model import Missing, Reading
 
@@ -27,22 +28,23 @@ class Ran:
     cpu: float
 
 
-def run(command: list[str], *, good: tuple[int, ...] = (0,)) -> Ran:
-    """Run a command. Raises Missing where the tool is not installed or ends with a status not in ``good``."""
+def run(command: list[str], *, good: tuple[int, ...] = (0,), out: BinaryIO | None = None) -> Ran:
+    """Run a command; what it prints goes to ``out`` where that is given. Raises Missing where the tool is not
+    installed or ends with a status not in ``good``."""
     if shutil.which(command[0]) is None:
         raise Missing(f"{command[0]} is not installed")
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=_ROOT)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out or printed, stderr=err, cwd=_ROOT)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
+        printed.seek(0)
         err.seek(0)
         if process.returncode not in good:
             said = err.read().decode(errors="replace").strip()[-500:]
             raise Missing(f"{command[0]} ended with status {process.returncode}: {said}")
-        return Ran(out.read().decode(errors="replace"), seconds, usage.ru_utime + usage.ru_stime)
+        return Ran(printed.read().decode(errors="replace"), seconds, usage.ru_utime + usage.ru_stime)
 
 
 def shown(command: list[str], **names: Path) -> str:
@@ -89,6 +91,12 @@ def rg_command(path: Path, patterns: list[str], *, mmap: bool) -> list[str]:
     out (lines, columns, which pattern, output) is to its advantage."""
     flags = ["--mmap" if mmap else "--no-mmap", "--text", "--count-matches", "--no-config", "--no-ignore"]
     return ["rg", *flags, *(word for pattern in patterns for word in ("-e", pattern)), str(path)]
+
+
+def rg_json_command(path: Path, pattern: str, *, mmap: bool) -> list[str]:
+    """Every match as JSON: path, line, its number and offset, and where in it the matches are."""
+    flags = ["--mmap" if mmap else "--no-mmap", "--text", "--json", "--no-config", "--no-ignore"]
+    return ["rg", *flags, "-e", pattern, str(path)]
 
 
 def rg(command: list[str], size: int) -> Reading:

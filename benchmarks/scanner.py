@@ -8,6 +8,7 @@ it sleeps meanwhile. A small scan comes first and loads the compiled loops.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -38,7 +39,7 @@ class Scanner:
 
     def begin(self, paths: list[Path], **options: Any) -> None:
         """Start a scan; ``end`` waits for it. options: ``uring_actors.scan``'s; ``literals``, a list of
-        text, in place of patterns."""
+        text, in place of patterns; ``jsonl``, a path where the rows are written."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"paths": [str(path) for path in paths], **options}) + "\n")
         self._process.stdin.flush()
@@ -89,14 +90,22 @@ def measure(paths: list[str], options: dict[str, Any]) -> Reading:
     """One scan in this process. Its first byte can be read when ``scan`` has returned; its end is when all rows
     are here, which ``stats.seconds`` says (it counts from the beginning of ``scan``)."""
     from uring_actors.ops.match.pattern import Literal
+    from uring_actors.results.writers import open_writer
     from uring_actors.scanning import scan
 
     if "literals" in options:
         options["patterns"] = [Literal(text) for text in options.pop("literals")]
-    began = time.monotonic()
-    running = scan(paths, **options)
-    startup, cpu = time.monotonic() - began, _cpu()
-    rows = sum(batch.num_rows for batch in running)
+    output = options.pop("jsonl", None)
+    with open(output, "wb") if output else contextlib.nullcontext() as stream:
+        began = time.monotonic()
+        running = scan(paths, **options)
+        startup, cpu = time.monotonic() - began, _cpu()
+        writer = open_writer("jsonl", stream, schema=running.schema) if stream else None
+        rows = 0
+        for batch in running:
+            rows += batch.num_rows
+            if writer is not None:
+                writer.write(batch)
     stats = running.stats
     if stats.errors:
         raise RuntimeError(f"{stats.errors} errors: {running.errors.slice(0, 3).to_pylist()}")

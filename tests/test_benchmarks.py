@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from benchmarks import data, literals, memory, small
+from benchmarks import data, lines, literals, memory, small
 from benchmarks.__main__ import main
 from benchmarks.model import Missing, Reading, Report, Setting, Verdict, compare
 from benchmarks.peers import run
@@ -55,6 +56,27 @@ def test_checksum(tmp_path: Path) -> None:
     assert figures(record) == ["CRC32C / TOUCH"]
     assert len(record["verdicts"][0]["notes"]) == 3
     assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+
+
+def test_lines(tmp_path: Path) -> None:
+    need("rg")
+    record = measure(tmp_path, "lines")
+    assert figures(record) == [f"{name} / rg" for name in lines.BARS]
+    assert str(tmp_path) not in str(record["commands"]), "no path of this machine in a record"
+    said = str(record["verdicts"])
+    assert all(f"{pattern}: " in said for pattern in lines.INFORMATION)
+    for ours, rg, all_lines in re.findall(r"rows: ours (\d+), rg (\d+), lines (\d+)", said):
+        assert ours == rg
+        assert int(all_lines) > 0
+
+
+def test_a_fifo_is_drained_and_removed(tmp_path: Path) -> None:
+    with lines.Drain(tmp_path / "rows") as drain, (tmp_path / "rows").open("wb") as out:
+        out.write(b"x" * 3_000_000 + b"\nlast\n")
+    assert (drain.lines, drain.last) == (2, b"last")
+    with pytest.raises(ZeroDivisionError), lines.Drain(tmp_path / "rows"):
+        raise ZeroDivisionError  # and nobody writes
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

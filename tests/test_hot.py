@@ -40,7 +40,7 @@ def cache_directory() -> str:
 
 def test_any_change_to_any_source_is_another_directory(package):
     sources = [package / "hot.py"]
-    for folder in ("arena", "uring", "megakernel", "ops"):
+    for folder in ("arena", "uring", "megakernel", "ops", "results"):
         sources += (package / folder).rglob("*.py")
     assert len(sources) > 8
     first = hot._digest()

@@ -55,6 +55,19 @@ def test_every_place_of_every_word_once(given: tuple[list[bytes], bytes]) -> Non
     assert ends(table, text) == places(words, text)
 
 
+@pytest.mark.parametrize("least", range(SHORTEST, 13))
+def test_a_word_at_every_place(least: int) -> None:
+    """Of texts that end anywhere in a block of vectors, and with other words before it and behind."""
+    rng = random.Random(least)
+    words = [rng.randbytes(least), rng.randbytes(least + 3), b"word" * 9, b"x" * least]
+    table = WordTable(words, range(len(words)))
+    for size in (least, 71, 72, 73, 140, 200):
+        for at in range(size - least + 1):
+            for word in words[:2]:
+                text = (b"." * at + word + words[3] * size)[:size]
+                assert ends(table, text) == places(words, text), (size, at)
+
+
 def test_ten_thousand_words_and_as_many_that_are_nearly_there() -> None:
     rng = random.Random(1)
     letters = b"abcdefghijklmnopqrstuvwxyz"

@@ -6,10 +6,11 @@ import csv
 import errno
 import gc
 import io
+import itertools
 import json
 import os
 import threading
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from uring_actors.errors import OptionError, UringActorsError
 from uring_actors.ops.rules.findings import RULES_SCHEMA
-from uring_actors.results import parquet
+from uring_actors.results import jsonl, parquet
 from uring_actors.results.schema import MATCH_SCHEMA
 from uring_actors.results.writers import atomic_file, check_format, open_writer, printable
 
@@ -110,6 +111,80 @@ def test_jsonl_has_exactly_the_columns_in_their_order() -> None:
     )
     (names,) = (list(json.loads(line)) for line in written("jsonl", batch_of([row(b"\xff")])).splitlines())
     assert names == ["path", "pattern", "start", "end", "line", "column", "match_base64"]
+
+
+def dumped(some: list[Row], schema: pa.Schema = MATCH_SCHEMA) -> bytes:
+    """By Python's own module: a column of bytes as text, or else in base64."""
+    lines = []
+    for one in some:
+        values: Row = {}
+        for name in schema.names:
+            value = one[name]
+            try:
+                values[name] = value.decode() if isinstance(value, bytes) else value
+            except UnicodeDecodeError:
+                values[f"{name}_base64"] = b64encode(value).decode()
+        lines.append(json.dumps(values) + "\n")
+    return "".join(lines).encode()
+
+
+COLUMNS = pa.schema(
+    [
+        ("match", pa.binary()),
+        ("signed", pa.int64()),
+        ("small", pa.uint8()),
+        ("large", pa.uint64()),
+        ("name", pa.dictionary(pa.int8(), pa.string())),
+        ("text", pa.string()),
+        ("score", pa.float64()),
+        ("path", pa.large_binary()),
+    ]
+)
+every_column = st.fixed_dictionaries(
+    {
+        "match": st.none() | awkward,
+        "signed": st.none() | st.sampled_from([-(2**63), 2**63 - 1, 0, -10, 9]) | st.integers(-(2**63), 2**63 - 1),
+        "small": st.none() | st.integers(0, 255),
+        "large": st.none() | st.integers(0, 2**64 - 1),
+        "name": st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+        "text": st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+        "score": st.none() | st.sampled_from([0.25, -1.5, 3.75]),
+        "path": st.none() | awkward,
+    }
+)
+
+
+@unhurried
+@given(st.lists(every_column, max_size=12), st.integers(0, 12), st.integers(0, 12), st.integers(1, 3000))
+def test_jsonl_is_what_the_json_module_writes(some: list[Row], first: int, last: int, room: int) -> None:
+    """Of every kind of column, of slices, whatever fits the buffer at once."""
+    batch = pa.RecordBatch.from_pylist(some, schema=COLUMNS)
+    stream = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "_ROOM", room)
+        writer = open_writer("jsonl", stream, schema=COLUMNS)
+        writer.write(batch)
+        writer.write(batch.slice(first, max(0, last - first)))
+    assert stream.getvalue() == dumped(some + some[first:last], COLUMNS)
+
+
+def test_jsonl_of_every_character_and_every_pair_of_bytes() -> None:
+    characters = [chr(code).encode() for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    some = [row(b"".join(characters[k : k + 4096])) for k in range(0, len(characters), 4096)]
+    some += [row(bytes(pair)) for pair in itertools.product(range(256), repeat=2)]
+    edges = [0x2E, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0]
+    some += [
+        row(bytes((lead, *rest)))
+        for lead in range(0xE0, 0x100)
+        for count in (2, 3)
+        for rest in itertools.product(edges, repeat=count)
+    ]
+    assert written("jsonl", batch_of(some)) == dumped(some)
+
+
+def test_jsonl_of_a_match_that_is_larger_than_the_buffer() -> None:
+    some = [row(b"a"), row(b"\x00" * (1 << 20)), row(b"\xff" * ((1 << 20) + 1)), row(b"x" * (3 << 20)), row(b"b")]
+    assert written("jsonl", batch_of(some)) == dumped(some)
 
 
 # text

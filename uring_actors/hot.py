@@ -24,7 +24,7 @@ from numba.core import config
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).parent
-_SOURCES = ("hot.py", "arena", "uring", "megakernel", "ops")
+_SOURCES = ("hot.py", "arena", "uring", "megakernel", "ops", "results")
 
 
 def _digest() -> str:

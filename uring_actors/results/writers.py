@@ -20,17 +20,16 @@ and ``match_base64`` instead. Unknown lines and columns are ``null``.
 
 **arrow** is an Arrow IPC stream of the batches as they are. **parquet** is a Parquet file (``results/parquet.py``).
 
-Columns are turned into text as wholes and joined by Arrow; interpreted code sees each distinct value once and
-no row. The line writers flush after each batch, so that whoever reads the pipe sees matches as they come.
+Columns are turned into text as wholes and joined by Arrow (jsonl: by a compiled loop, ``results/jsonl.py``);
+interpreted code sees each distinct value once and no row. The line writers flush after each batch, so that whoever
+reads the pipe sees matches as they come.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tempfile
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -78,7 +77,9 @@ def open_writer(form: str, stream: BinaryIO, *, schema: pa.Schema = MATCH_SCHEMA
         stream.write(csv_header(schema))
         return _LineWriter(stream, partial(csv_lines, names=schema.names))
     if form == "jsonl":
-        return _LineWriter(stream, partial(_json_lines, names=schema.names))
+        from uring_actors.results.jsonl import JsonLinesWriter  # which loads compiled loops
+
+        return JsonLinesWriter(stream, schema.names)
     names = next((names for names in _TEXTS if set(names) <= set(schema.names)), tuple(schema.names))
     if "node" in schema.names and "node" not in names:
         names = ("node", *names)
@@ -248,45 +249,3 @@ def _printable_character(character: str) -> str:
     if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-# jsonl
-
-
-def _json_lines(batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
-    parts: list[pa.Array | bytes] = []
-    for name in names:
-        parts += [b", " if parts else b"{", *_json_member(name, batch.column(name))]
-    return joined(*parts, b"}\n")
-
-
-def _json_member(name: str, column: pa.Array) -> list[pa.Array | bytes]:
-    """``"name": value``, in parts."""
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return [mapped(column, _json_bytes(name))]
-    quoted = f'"{name}": '.encode()
-    if is_number(column.type):
-        return [quoted, numbers(column, "null")]
-    if pa.types.is_fixed_size_list(column.type):
-        return [quoted, b"[", number_lists(column), b"]"]
-    return [quoted, mapped(column, _json_string)]
-
-
-def _json_string(text: str | None) -> bytes:
-    return json.dumps(text).encode("ascii")
-
-
-def _json_bytes(name: str) -> Callable[[bytes | None], bytes]:
-    plain = f'"{name}": '
-    coded = f'"{name}_base64": "'.encode()
-    quote = json.encoder.encode_basestring_ascii  # what json.dumps calls for a str, an encoder's set-up less
-
-    def member(value: bytes | None) -> bytes:
-        if value is None:
-            return f"{plain}null".encode("ascii")
-        try:
-            return (plain + quote(value.decode())).encode("ascii")
-        except UnicodeDecodeError:
-            return coded + b64encode(value) + b'"'
-
-    return member
