@@ -87,7 +87,7 @@ class Agent:
         while (feeder := self._next_pipeline()) is not None:
             try:
                 started(feeder.pipeline, feeder.node)
-                while not feeder.ended.wait(_CHECK_SECONDS):
+                while not (feeder.ended.wait(_CHECK_SECONDS) or self._closing.is_set()):
                     feeder.node.check()
                     self._check()
                 self._check()
@@ -160,6 +160,10 @@ class Agent:
     def _offer(self, items: Sequence[FileEntry | Failure | Skipped], *, last: bool) -> None:
         while not self._closing.is_set() and not self._desk.offer(self.name, items, last=last):
             self._closing.wait(_OFFER_SECONDS)
+
+    def stop(self) -> None:
+        """From another thread: have ``tend`` end."""
+        self._closing.set()
 
     def close(self) -> None:
         self._closing.set()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import ray
 
@@ -49,8 +52,14 @@ class RemoteDesk:
         return bool(answer(self._handle.commit.remote(lease, pipeline, receipt))[0])
 
 
+_DRAIN_SECONDS: Final = 2.0
+"""For those who take rows here to see the end."""
+_KEPT_BYTES: Final = 1 << 30
+"""Memory of its own with which an agent does no other job."""
+
+
 class NodeWork:
-    """What the agent's actor does."""
+    """What the agent's actor does for one job."""
 
     def __init__(self, setup: Setup, name: str, orchestrator: Any) -> None:
         self._setup = setup
@@ -58,19 +67,39 @@ class NodeWork:
         self._name = name
         self._orchestrator = orchestrator
         self._nodes: dict[str, Node] = {}
+        self._agent: Agent | None = None
+        self._stopped = False
+        self._on_gpu = False
+        self._taken = threading.Condition()
+        self._takers = 0
 
     def run(self) -> None:
         """Raises why this node can't work, or can't any longer."""
         plan = self._setup.plan
         desk = RemoteDesk(self._orchestrator)
-        agent = Agent(self._name, desk, self._make_node, plan.local, plan.selection)
+        agent = self._agent = Agent(self._name, desk, self._make_node, plan.local, plan.selection)
         try:
+            if self._stopped:
+                return
             if self._setup.detached:
                 self._receive(agent, desk)
             else:
                 agent.tend(self._open_source)
         finally:
             agent.close()
+
+    def stop(self) -> None:
+        """From another thread: have ``run`` end."""
+        self._stopped = True
+        if self._agent is not None:
+            self._agent.stop()
+
+    def is_over(self) -> bool:
+        """After ``run``: whether nobody takes rows here any more, and another job may follow. Not where memory of a
+        GPU would be held meanwhile: its context goes with the process."""
+        with self._taken:
+            drained = self._taken.wait_for(lambda: not self._takers, _DRAIN_SECONDS)
+        return drained and not (self._setup.alone or self._on_gpu)
 
     def _receive(self, agent: Agent, desk: RemoteDesk) -> None:
         plan = self._setup.plan
@@ -94,6 +123,7 @@ class NodeWork:
         plan = self._setup.plan
         paths = [*plan.shared, *(path for path in plan.local if os.path.exists(path))]
         spec = NodeSpec.decide(self._operation, self._setup.options, devices(paths or [b"/"]))
+        self._on_gpu = spec.backend == "cuda"
         return start_node(spec)
 
     def _open_source(self, pipeline: str, node: Node) -> None:
@@ -106,4 +136,20 @@ class NodeWork:
 
     def batches(self, pipeline: str) -> Iterator[Item]:
         """What a pipeline in this process yields."""
-        yield from self._nodes[pipeline].batches(lambda: None)
+        with self._taken:
+            self._takers += 1
+        try:
+            yield from self._nodes[pipeline].batches(lambda: None)
+        finally:
+            with self._taken:
+                self._takers -= 1
+                self._taken.notify_all()
+
+
+def nothing_is_left() -> bool:
+    """Whether this process has freed the arenas of its pipelines, and is no larger than one that is kept may be."""
+    gc.collect()  # pipelines are cycles
+    if "/memfd:uring_actors" in Path("/proc/self/maps").read_text():
+        return False
+    own = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
+    return int(own) << 10 <= _KEPT_BYTES
