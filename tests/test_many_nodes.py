@@ -309,6 +309,29 @@ def test_the_next_job_takes_over_the_actors_and_nothing_else(
     assert below(AGENT) == agents
 
 
+@pytest.mark.slow  # four processes a node have to start
+@pytest.mark.usefixtures("nothing_warm")
+def test_with_the_ray_engine_the_roles_are_taken_over_as_well(
+    cluster: Any, folder: Path, wanted: set[oracle.Row]
+) -> None:
+    """And not when one of them has died, or rows were left in them."""
+    names = ("ray::HostActor", "ray::PublisherActor", "ray::ReaderActor")
+    with start(cluster, folder, engine="ray") as job:
+        check(job.to_table(), wanted)
+    processes.wait_until(lambda: len(below(*names)) == 6)
+    roles = below(*names)
+    processes.wait_until(lambda: not processes.arenas(roles))
+    other_job(cluster, folder, engine="ray")
+    assert below(*names) == roles
+    os.kill(roles[0], signal.SIGKILL)
+    other_job(cluster, folder, engine="ray")
+    with start(cluster, folder, engine="ray") as job:
+        next(iter(job))
+    other_job(cluster, folder, engine="ray")
+    ua.release_warm()
+    processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR, *names), 30)
+
+
 @pytest.mark.usefixtures("nothing_warm")
 def test_a_job_beside_another_has_actors_of_its_own(cluster: Any, folder: Path, wanted: set[oracle.Row]) -> None:
     """Both begin after one that left its own; of the two, too, only one set stays."""

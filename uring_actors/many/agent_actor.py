@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from uring_actors.groups import Item
 from uring_actors.many.setup import Setup
+from uring_actors.reuse import nothing_is_left
 
 if TYPE_CHECKING:
+    from uring_actors.actors import KeptRoles
     from uring_actors.many.node_work import NodeWork
 
 
@@ -18,19 +20,26 @@ class AgentActor:
 
     def __init__(self) -> None:
         self._work: NodeWork | None = None
+        self._roles: KeptRoles | None = None
+        self._over: str | None = None
+        """The job that was stopped last."""
 
     def run(self, setup: Setup, name: str, orchestrator: Any) -> bool:
         """Whether this process may do another job. Raises why this node can't work, or can't any longer."""
-        from uring_actors.many.node_work import NodeWork, nothing_is_left
+        from uring_actors.actors import KeptRoles
+        from uring_actors.many.node_work import NodeWork
 
-        self._work = NodeWork(setup, name, orchestrator)
-        self._work.run()
+        self._roles = self._roles or KeptRoles()
+        self._work = NodeWork(setup, name, orchestrator, self._roles)
+        if self._over != setup.plan.run:
+            self._work.run()
         over = self._work.is_over()
         self._work = None
         return over and nothing_is_left()
 
-    def stop(self) -> None:
-        """Have ``run`` end. Where it has not come to its work, its caller had better kill this process."""
+    def stop(self, run: str) -> None:
+        """Have ``run`` of that job end, now or when it begins."""
+        self._over = run
         if (work := self._work) is not None:
             work.stop()
 

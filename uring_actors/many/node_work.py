@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import ray
 
-from uring_actors.actors import RayNode
+from uring_actors.actors import KeptRoles, RayNode
 from uring_actors.errors import OptionError
 from uring_actors.groups import Item
 from uring_actors.many.agent import Agent
@@ -23,6 +20,7 @@ from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.plan import FileEntry, devices
 from uring_actors.ray_calls import answer
 from uring_actors.results.errors import Failure, Skipped
+from uring_actors.reuse import Takers
 
 
 class RemoteDesk:
@@ -52,26 +50,21 @@ class RemoteDesk:
         return bool(answer(self._handle.commit.remote(lease, pipeline, receipt))[0])
 
 
-_DRAIN_SECONDS: Final = 2.0
-"""For those who take rows here to see the end."""
-_KEPT_BYTES: Final = 1 << 30
-"""Memory of its own with which an agent does no other job."""
-
-
 class NodeWork:
     """What the agent's actor does for one job."""
 
-    def __init__(self, setup: Setup, name: str, orchestrator: Any) -> None:
+    def __init__(self, setup: Setup, name: str, orchestrator: Any, roles: KeptRoles) -> None:
+        """roles: those that earlier jobs left, and where this job's stay."""
         self._setup = setup
         self._operation = setup.operation()
         self._name = name
         self._orchestrator = orchestrator
+        self._roles = None if setup.alone else roles
         self._nodes: dict[str, Node] = {}
         self._agent: Agent | None = None
         self._stopped = False
         self._on_gpu = False
-        self._taken = threading.Condition()
-        self._takers = 0
+        self._takers = Takers()
 
     def run(self) -> None:
         """Raises why this node can't work, or can't any longer."""
@@ -97,9 +90,7 @@ class NodeWork:
     def is_over(self) -> bool:
         """After ``run``: whether nobody takes rows here any more, and another job may follow. Not where memory of a
         GPU would be held meanwhile: its context goes with the process."""
-        with self._taken:
-            drained = self._taken.wait_for(lambda: not self._takers, _DRAIN_SECONDS)
-        return drained and not (self._setup.alone or self._on_gpu)
+        return not (self._setup.alone or self._on_gpu) and self._takers.gone()
 
     def _receive(self, agent: Agent, desk: RemoteDesk) -> None:
         plan = self._setup.plan
@@ -124,7 +115,7 @@ class NodeWork:
         paths = [*plan.shared, *(path for path in plan.local if os.path.exists(path))]
         spec = NodeSpec.decide(self._operation, self._setup.options, devices(paths or [b"/"]))
         self._on_gpu = spec.backend == "cuda"
-        return start_node(spec)
+        return start_node(spec, self._roles)
 
     def _open_source(self, pipeline: str, node: Node) -> None:
         if isinstance(node, RayNode):
@@ -136,20 +127,5 @@ class NodeWork:
 
     def batches(self, pipeline: str) -> Iterator[Item]:
         """What a pipeline in this process yields."""
-        with self._taken:
-            self._takers += 1
-        try:
+        with self._takers:
             yield from self._nodes[pipeline].batches(lambda: None)
-        finally:
-            with self._taken:
-                self._takers -= 1
-                self._taken.notify_all()
-
-
-def nothing_is_left() -> bool:
-    """Whether this process has freed the arenas of its pipelines, and is no larger than one that is kept may be."""
-    gc.collect()  # pipelines are cycles
-    if "/memfd:uring_actors" in Path("/proc/self/maps").read_text():
-        return False
-    own = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
-    return int(own) << 10 <= _KEPT_BYTES

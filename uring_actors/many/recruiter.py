@@ -22,7 +22,7 @@ _RESTARTS: Final = 3
 _RECRUIT_SECONDS: Final = 0.5
 _NO_NODE_SECONDS: Final = 60.0
 """How long a job waits for a node, where none works."""
-_REST_SECONDS: Final = 5.0
+_REST_SECONDS: Final = 3.0
 """How long agents have to leave a job that is over."""
 _LINGER_SECONDS: Final = 600.0
 """How long a detached job that has ended can still be asked."""
@@ -77,7 +77,7 @@ class Recruiter:
     def rest(self) -> dict[str, Any]:
         """Stopped, and the job over: the agents that may do another, by their node's id. The others are killed."""
         for hired in self._hired.values():
-            hired.actor.stop.remote()
+            hired.actor.stop.remote(self._setup.plan.run)
         sentinels = [hired.sentinel for hired in self._hired.values()]
         if sentinels:
             ray.wait(sentinels, num_returns=len(sentinels), timeout=_REST_SECONDS)
