@@ -279,20 +279,23 @@ class LocalNode:
         self._arena.close()
 
 
-def start_node(spec: NodeSpec, kept: KeptRoles | None = None) -> Node:
+def start_node(
+    spec: NodeSpec, *, kept: KeptRoles | None = None, local: Callable[[NodeSpec], Node] = LocalNode
+) -> Node:
     """The node, started. Under ``io_engine="auto"`` with pread where only setting the lanes up shows that io_uring
-    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together. kept: see ``RayNode``."""
+    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together. kept: see ``RayNode``. local: what
+    a node in this process is made by."""
     try:
-        return _started(spec, kept)
+        return _started(spec, kept, local)
     except (IoUringSyscall, MemlockTooSmall) as error:
         if spec.options.io_engine != "auto" or spec.io_engine != "uring":
             raise
-        return _started(spec.with_pread(error), kept)
+        return _started(spec.with_pread(error), kept, local)
 
 
-def _started(spec: NodeSpec, kept: KeptRoles | None) -> Node:
+def _started(spec: NodeSpec, kept: KeptRoles | None, local: Callable[[NodeSpec], Node]) -> Node:
     if spec.options.engine == "threads":
-        node: Node = LocalNode(spec)
+        node = local(spec)
     else:
         from uring_actors.actors import RayNode  # Ray takes a second to import: only where it is used
 

@@ -16,6 +16,7 @@ from uring_actors.many.orchestrator import Facts, Work
 from uring_actors.many.progress import JOURNAL, Receipt
 from uring_actors.many.receiver import Receiver
 from uring_actors.many.setup import Setup, Source
+from uring_actors.metrics import MeasuredNode
 from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.plan import FileEntry, devices
 from uring_actors.ray_calls import answer
@@ -115,7 +116,7 @@ class NodeWork:
         paths = [*plan.shared, *(path for path in plan.local if os.path.exists(path))]
         spec = NodeSpec.decide(self._operation, self._setup.options, devices(paths or [b"/"]))
         self._on_gpu = spec.backend == "cuda"
-        return start_node(spec, self._roles)
+        return start_node(spec, kept=self._roles, local=MeasuredNode)
 
     def _open_source(self, pipeline: str, node: Node) -> None:
         if isinstance(node, RayNode):
