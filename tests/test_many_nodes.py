@@ -299,6 +299,8 @@ def test_the_next_job_takes_over_the_actors_and_nothing_else(
     agents, orchestrator = below(AGENT), below(ORCHESTRATOR)
     assert (len(agents), len(orchestrator)) == (2, 1)
     processes.wait_until(lambda: not processes.arenas(agents))
+    with pytest.raises(InputError):
+        start(cluster, folder / "none")
     began = time.monotonic()
     other_job(cluster, folder)
     assert (below(AGENT), below(ORCHESTRATOR)) == (agents, orchestrator)

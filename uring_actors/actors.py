@@ -92,6 +92,7 @@ class HostActor(_RoleActor):
 
     def __init__(self) -> None:
         super().__init__("kernel host")
+        self._on_gpu = False
 
     def initialise(self, spec: NodeSpec, ray_is_ours: bool) -> ArenaHandle:
         if ray_is_ours:

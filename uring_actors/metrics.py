@@ -1,9 +1,9 @@
 """Metrics of a running scan through ``ray.util.metrics``: Ray's node agents export them for Prometheus.
 
-Each actor measures its own part; an agent all parts of a pipeline that is in its process. ``sample`` reads the counters
-that a part keeps anyway, at most once in INTERVAL_SECONDS, so nothing here runs for a slot; stage latencies come from
-the few extents that are timed (``arena/samples.py``). docs/metrics.md lists every name. What happened after the last
-export is lost when an actor ends: metrics are for watching, ``ScanStats`` is the account.
+Each actor measures its own part; an agent all parts of a pipeline that is in its process. ``sample`` reads the
+counters that a part keeps anyway, at most once in INTERVAL_SECONDS, so nothing here runs for a slot; stage latencies
+come from the few extents that are timed (``arena/samples.py``). docs/metrics.md lists every name. What happened after
+the last export is lost when an actor ends: metrics are for watching, ``ScanStats`` is the account.
 """
 
 from __future__ import annotations

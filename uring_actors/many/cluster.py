@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import ray
 
-from uring_actors.errors import NodeFailed, OptionError, PipelineError, UringActorsError
+from uring_actors.errors import InputError, NodeFailed, OptionError, PipelineError, UringActorsError
 from uring_actors.groups import GroupEnd, GroupRows
 from uring_actors.many import warm
 from uring_actors.many.orchestrator import JobStatus
@@ -133,7 +133,11 @@ def _begun_warm(setup: Setup) -> Any:
     try:
         answer(actor.begin.remote(setup))
     except NodeFailed:
+        kill(actor)
         return None
+    except (OptionError, InputError):  # the job's fault
+        warm.keep(actor)
+        raise
     except BaseException:
         kill(actor)
         raise

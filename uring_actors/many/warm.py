@@ -43,8 +43,12 @@ def keep(actor: Any) -> None:
     """Have this orchestrator for the next job, in place of any other."""
     timer = threading.Timer(WARM_SECONDS, _expire, [actor])
     timer.daemon = True
+    try:
+        timer.start()
+    except RuntimeError:  # the interpreter is ending
+        kill(actor)
+        return
     _exchange(_Kept(actor, _connection(), timer))
-    timer.start()
 
 
 def take() -> Any:
