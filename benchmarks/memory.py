@@ -95,7 +95,7 @@ def _peak(paths: list[Path], engine: str) -> Peak:
 def pss(root: int) -> Peak:
     """Now, in MiB: the process ``root`` and all its descendants."""
     sums: Counter[bool] = Counter()
-    for pid in _family(root):
+    for pid in family(root):
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -111,7 +111,8 @@ def _is_rays(command: bytes) -> bool:
     return not command.startswith(b"ray::") or command.startswith(b"ray::IDLE")
 
 
-def _family(root: int) -> Iterator[int]:
+def family(root: int) -> Iterator[int]:
+    """The process ``root`` and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

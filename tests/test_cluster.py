@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,10 @@ def test_pods_may_do_what_scans_need() -> None:
     assert allowed["seccompProfile"] == {"type": "Localhost", "localhostProfile": "uring-actors.json"}
     (gpu_worker,) = gpu["template"]["spec"]["containers"]
     assert gpu_worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    (chosen,) = re.findall(r"--nodes (\S+)", load(CLUSTER / "kuberay" / "rayjob.yaml")["spec"]["entrypoint"])
     for group in (nvme, gpu):
+        (word,) = shlex.split(group["rayStartParams"]["resources"])
+        assert json.loads(word) == {chosen: 1}
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
@@ -141,14 +144,23 @@ def test_the_launchers_file() -> None:
 
 
 # ── the job ──────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize(("pattern", "status"), [("needle", 0), ("nothing of it", 0), ("a(", 2)])
-def test_a_job_that_finds_nothing_has_not_failed(tmp_path: Path, pattern: str, status: int) -> None:
+@pytest.mark.parametrize(("pattern", "status", "left"), [("needle", 0, 0), ("nothing", 1, 0), ("needle", 2, 2)])
+def test_a_job_that_finds_nothing_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, status: int, left: int
+) -> None:
+    """The command's own statuses, on one node: here is no cluster. test_living_in_ray.py submits such a job."""
     (tmp_path / "f").write_bytes(b"a needle\n")
-    output = tmp_path / "rows.jsonl"
-    arguments = ["--engine", "threads", "--io-engine", "pread", "--format", "jsonl", "-o", str(output), "--quiet"]
-    assert job.main([*arguments, "-e", pattern, str(tmp_path / "f")]) == status
-    if status == 0:
-        assert len(output.read_text().splitlines()) == (pattern == "needle")
+    paths = [str(tmp_path / "f")] * (status < 2) + [str(tmp_path / "none")] * (status == 2)
+    told: list[Sequence[str]] = []
+
+    def on_one_node(arguments: Sequence[str]) -> int:
+        told.append(arguments)
+        given = [word for word in arguments if word not in ("--address", "auto")]
+        return main([*given, "--engine", "threads", "--io-engine", "pread", "--quiet"])
+
+    monkeypatch.setattr(job, "uring_actors", on_one_node)
+    assert job.main(["-e", pattern, *paths]) == left
+    assert told == [["scan", "--address", "auto", "-e", pattern, *paths]]
 
 
 def test_the_commands_of_the_readme() -> None:
@@ -160,6 +172,8 @@ def test_the_commands_of_the_readme() -> None:
         assert (ROOT / path) in MANIFESTS
     (submitted,) = re.findall(r"^ray job submit --working-dir cluster -- python job\.py (.*)$", text, re.MULTILINE)
     assert job.main([*shlex.split(submitted), "--explain"]) == 0
+    words = shlex.split(load(CLUSTER / "kuberay" / "rayjob.yaml")["spec"]["entrypoint"])
+    assert job.main([*words[2:], "--explain"]) == 0
     started = re.findall(r"^ray start (.*)$", text, re.MULTILINE)
     known = {option for parameter in ray_start.params for option in parameter.opts}
     assert started

@@ -3,10 +3,12 @@ driver that has a Ray of its own. Each starts a Ray in a process of its own."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,10 +59,18 @@ def test_with_token_authentication_in_a_driver_that_has_ray(tmp_path: Path) -> N
 
 
 SUBMIT = """
-import sys, time
+import subprocess, sys, time
 import ray
 from ray.job_submission import JobSubmissionClient
-context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, object_store_memory=80 << 20)
+context = ray.init(
+    "local", num_cpus=2, include_dashboard=True, dashboard_port=0, object_store_memory=80 << 20, _node_name="one"
+)
+start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
+start += ["--object-store-memory", "80000000", "--dashboard-agent-listen-port", "0"]
+start += ["--address", context.address_info["gcs_address"], "--node-name"]
+others = [subprocess.Popen([*start, name], stdout=subprocess.DEVNULL) for name in sys.argv[3:]]
+while len(ray.nodes()) <= len(others):
+    time.sleep(0.1)
 client = JobSubmissionClient("http://" + context.dashboard_url)
 job = client.submit_job(
     entrypoint=sys.argv[1], runtime_env={"working_dir": sys.argv[2], "env_vars": {"URING_ACTORS_TEST": "there"}}
@@ -69,6 +79,9 @@ while client.get_job_status(job) not in ("SUCCEEDED", "FAILED", "STOPPED"):
     time.sleep(0.5)
 print(client.get_job_status(job))
 print(client.get_job_logs(job))
+for other in others:
+    other.terminate()
+    other.wait()
 """
 
 PROGRAM = """
@@ -96,3 +109,18 @@ def test_submitted_with_a_runtime_environment(tmp_path: Path, how: str) -> None:
     said = run(SUBMIT, entry, tmp_path, PYTHONPATH="")
     assert "SUCCEEDED" in said, said
     assert ("rows: 500 ['working']" if how == "program" else "\n500\n") in said, said
+
+
+def test_the_job_script_scans_on_all_nodes(tmp_path: Path) -> None:
+    """cluster/job.py, submitted as its docstring says: each node scans what it has for itself, unless left out."""
+    for folder in ("files", "work"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "files" / "file").write_bytes(b"a needle\n" * 500)
+    shutil.copy(ROOT / "cluster" / "job.py", tmp_path / "work" / "job.py")
+    found = tmp_path / "rows"  # not in the job's folder: nodes of one machine share that, and one may remove it
+    scan = f"{sys.executable} job.py --engine threads --io-engine pread --format jsonl --quiet -e needle"
+    command = f"{scan} -o {found} --host-local {tmp_path / 'files'}"
+    said = run(SUBMIT, command, tmp_path / "work", "two", PYTHONPATH=str(ROOT))
+    assert "SUCCEEDED" in said, said
+    nodes = Counter(json.loads(row)["node"] for row in found.read_text().splitlines())
+    assert nodes == {"one": 500, "two": 500}

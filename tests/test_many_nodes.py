@@ -22,7 +22,11 @@ import pytest
 import uring_actors as ua
 from tests import oracle, processes
 from uring_actors.cli import main
+from uring_actors.config import ScanOptions
 from uring_actors.errors import InputError, NodeFailed, OptionError, UringActorsError
+from uring_actors.many import warm
+from uring_actors.many.setup import Setup
+from uring_actors.ops.match.operation import Match
 from uring_actors.results.schema import MATCH_SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -168,8 +172,6 @@ def lose_node(cluster: Any) -> Callable[[], None]:
 
 def disturbed(job: Any, when: int, disturb: Callable[[], None]) -> Any:
     """All rows, with something happening after the ``when``-th batch."""
-    import pyarrow as pa
-
     batches = []
     for batch in job:
         batches.append(batch)
@@ -177,7 +179,13 @@ def disturbed(job: Any, when: int, disturb: Callable[[], None]) -> Any:
             disturb()
     if len(batches) < when:
         disturb()
-    return pa.Table.from_batches(batches, job.schema)
+    return _table(batches, job.schema)
+
+
+def _table(batches: list[Any], schema: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_batches(batches, schema)
 
 
 def disturb_and_check(cluster: Any, folder: Path, wanted: set[oracle.Row], victim: str, seed: int) -> None:
@@ -258,6 +266,163 @@ def test_what_a_lost_node_had_on_its_own_disks_is_an_error(
     assert all(node.startswith("extra-") for node in lost)
     assert all("not all of it was scanned" in message for message in job.errors["message"].to_pylist())
     assert any("is left out" in note for note in job.stats.notes)
+
+
+# ── what a job leaves for the next ───────────────────────────────────────────────────────────────────────────
+AGENT, ORCHESTRATOR = "ray::AgentActor", "ray::OrchestratorActor"
+
+
+@pytest.fixture
+def nothing_warm(cluster: Any) -> Iterator[None]:
+    """Before and after."""
+    ua.release_warm()
+    processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR), 30)
+    yield
+    ua.release_warm()
+
+
+def other_job(cluster: Any, folder: Path, **options: Any) -> None:
+    """One with another pattern, operation and geometry; what it finds has an oracle of its own."""
+    patterns = [ua.Literal("x" * 50 + "n")]
+    changed = {"patterns": patterns, "slot_bytes": 131072, "slots": 6, "lease_bytes": 500_000, **options}
+    with start(cluster, folder, **changed) as job:
+        check(job.to_table(), oracle.expected(folder.iterdir(), patterns))
+    assert (job.stats.files, job.errors.num_rows, sum(job.nodes["pipelines"].to_pylist())) == (61, 0, 0)
+
+
+@pytest.mark.usefixtures("nothing_warm")
+def test_the_next_job_takes_over_the_actors_and_nothing_else(
+    cluster: Any, folder: Path, wanted: set[oracle.Row]
+) -> None:
+    with start(cluster, folder) as job:
+        check(job.to_table(), wanted)
+    agents, orchestrator = below(AGENT), below(ORCHESTRATOR)
+    assert (len(agents), len(orchestrator)) == (2, 1)
+    processes.wait_until(lambda: not processes.arenas(agents))
+    with pytest.raises(InputError):
+        start(cluster, folder / "none")
+    began = time.monotonic()
+    other_job(cluster, folder)
+    assert (below(AGENT), below(ORCHESTRATOR)) == (agents, orchestrator)
+    with start(cluster, folder, operation="checksum", patterns=None) as job:
+        table = job.to_table()
+    assert sorted(table["path"].to_pylist()) == sorted(map(bytes, folder.iterdir()))
+    assert time.monotonic() - began < 30
+    assert below(AGENT) == agents
+
+
+@pytest.mark.slow  # four processes a node have to start
+@pytest.mark.usefixtures("nothing_warm")
+def test_with_the_ray_engine_the_roles_are_taken_over_as_well(
+    cluster: Any, folder: Path, wanted: set[oracle.Row]
+) -> None:
+    """And not when one of them has died, or rows were left in them."""
+    names = ("ray::HostActor", "ray::PublisherActor", "ray::ReaderActor")
+    with start(cluster, folder, engine="ray") as job:
+        check(job.to_table(), wanted)
+    processes.wait_until(lambda: len(below(*names)) == 6)
+    roles = below(*names)
+    processes.wait_until(lambda: not processes.arenas(roles))
+    other_job(cluster, folder, engine="ray")
+    assert below(*names) == roles
+    os.kill(roles[0], signal.SIGKILL)
+    other_job(cluster, folder, engine="ray")
+    with start(cluster, folder, engine="ray") as job:
+        next(iter(job))
+    other_job(cluster, folder, engine="ray")
+    ua.release_warm()
+    processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR, *names), 30)
+
+
+@pytest.mark.usefixtures("nothing_warm")
+def test_a_job_beside_another_has_actors_of_its_own(cluster: Any, folder: Path, wanted: set[oracle.Row]) -> None:
+    """Both begin after one that left its own; of the two, too, only one set stays."""
+    with start(cluster, folder) as job:
+        check(job.to_table(), wanted)
+    first = set(below(AGENT))
+    with start(cluster, folder) as job:
+        batches = iter(job)
+        rows = [next(batches)]
+        other_job(cluster, folder)
+        assert set(below(AGENT)) > first
+        check(_table([*rows, *batches], job.schema), wanted)
+    processes.wait_until(lambda: (len(below(AGENT)), len(below(ORCHESTRATOR))) == (2, 1), 30)
+    other_job(cluster, folder)
+
+
+@pytest.mark.usefixtures("nothing_warm")
+def test_actors_that_die_between_jobs_are_not_used(cluster: Any, folder: Path, wanted: set[oracle.Row]) -> None:
+    for victims in ((AGENT,), (AGENT, ORCHESTRATOR)):
+        with start(cluster, folder) as job:
+            check(job.to_table(), wanted)
+        for victim in victims:
+            kill_one(random.Random(len(victims)), victim)()
+        other_job(cluster, folder)
+
+
+@pytest.mark.usefixtures("nothing_warm")
+def test_a_job_that_is_given_up_leaves_nothing_to_the_next(
+    cluster: Any, folder: Path, wanted: set[oracle.Row]
+) -> None:
+    """Its agents hold leases, and rows that nobody takes."""
+    for taken in (0, 1):
+        with start(cluster, folder) as job:
+            for _ in range(taken):
+                next(iter(job))
+        other_job(cluster, folder)
+
+
+@pytest.mark.usefixtures("nothing_warm")
+def test_they_are_given_back(cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while by themselves; a job that runs meanwhile keeps its own."""
+    monkeypatch.setattr(warm, "WARM_SECONDS", 1.0)
+    other_job(cluster, folder)
+    with start(cluster, folder) as job:  # takes them over: their time does not end this job
+        batches = iter(job)
+        next(batches)
+        time.sleep(1.5)
+        assert len(below(AGENT)) == 2
+        for _ in batches:
+            pass
+    processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR), 30)
+
+
+LEAVES = """
+import os, sys, time
+import uring_actors as ua
+for _ in range(2):
+    with ua.scan(sys.argv[1], address=sys.argv[2], patterns=["needle"], engine="threads", io_engine="pread") as job:
+        assert job.to_table().num_rows == 500
+print("idle", flush=True)
+if sys.argv[3] == "killed":
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow  # a job's processes have to start, twice
+@pytest.mark.usefixtures("nothing_warm")
+@pytest.mark.parametrize("how", ["ends", "killed"])
+def test_a_driver_that_ends_takes_them_along(cluster: Any, tmp_path: Path, how: str) -> None:
+    (tmp_path / "file").write_bytes(b"a needle\n" * 500)
+    command = [sys.executable, "-c", LEAVES, str(tmp_path), cluster.address, how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "idle\n"
+        if how == "killed":
+            assert len(below(AGENT)) == 2
+            driver.kill()
+    processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR), 60)
+    assert not processes.arenas(processes.family(os.getpid()))
+
+
+def test_users_operations_share_no_process() -> None:
+    """What they are compiled from would stay there."""
+    from tests.user_operations import zeros
+
+    plan: Any = None
+    assert Setup.of(plan, zeros, ScanOptions(), {}, detached=False).alone
+    assert not Setup.of(plan, Match.of(PATTERNS), ScanOptions(), {}, detached=False).alone
+    assert Setup.of(plan, Match.of(PATTERNS), ScanOptions(), {}, detached=True).alone
 
 
 # ── jobs that outlive their driver ───────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ import pytest
 import uring_actors as ua
 from tests import processes
 from uring_actors import metrics
+from uring_actors.actors import ensure_ray
 
 LINE = b"a needle\n"
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
@@ -80,6 +81,35 @@ def test_a_node_exports_them(tmp_path: Path) -> None:
     assert {tags["stage"] for tags, _ in timed} == set(metrics.STAGES)
     assert all(count >= 1 for _, count in timed)
     assert {tags["device"] for tags, _ in timed} <= set(scan.stats.devices)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_nodes_agent_exports_them_for_all_roles_in_it(tmp_path: Path) -> None:
+    """One job after another in the same process: nothing is lost at the end of either, nothing counts twice."""
+    ensure_ray()
+    (tmp_path / "many").write_bytes(LINE * 30_000)
+    (tmp_path / "few").write_bytes(LINE)
+    earlier = {tags["WorkerId"] for series in scrape().values() for tags, _ in series}
+
+    def totals() -> dict[str, float]:
+        return {
+            name: sum(value for tags, value in series if tags["WorkerId"] not in earlier)
+            for name, series in scrape().items()
+        }
+
+    for jobs in (1, 2):
+        job = ua.scan(tmp_path, patterns=["needle"], address="auto", engine="threads", io_engine="pread")
+        assert job.to_table().num_rows == 30_001
+        wanted = {"files_scanned_total": 2, "matches_total": 30_001, "bytes_scanned_total": 30_001 * len(LINE)}
+        processes.wait_until(
+            lambda wanted=wanted, jobs=jobs: (
+                {name: totals().get(name, 0) for name in wanted}
+                == {name: jobs * value for name, value in wanted.items()}
+            ),
+            30,
+        )
+    assert {"reads_total", "files_opened_total", "ring_slots"} <= totals().keys()
+    ua.release_warm()
 
 
 def test_the_page_has_every_name() -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from uring_actors.ingest import IngestDriver
     from uring_actors.many.attached import attach
     from uring_actors.many.paths import HostLocal
+    from uring_actors.many.warm import release_warm
     from uring_actors.megakernel.megakernel import Megakernel
     from uring_actors.ops.bytesum import Nop, Touch
     from uring_actors.ops.checksum import Checksum
@@ -59,6 +60,7 @@ _HOMES = {
     "attach": "uring_actors.many.attached",
     "operation": "uring_actors.ops.user",
     "read_patterns": "uring_actors.ops.match.pattern_file",
+    "release_warm": "uring_actors.many.warm",
     "scan": "uring_actors.scanning",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "attach",
     "operation",
     "read_patterns",
+    "release_warm",
     "scan",
 ]
 

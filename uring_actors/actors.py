@@ -35,6 +35,7 @@ from uring_actors.publisher import Publisher
 from uring_actors.ray_calls import kill, open_stream, unwrap
 from uring_actors.reader import Reader, ReaderStats
 from uring_actors.results.errors import Failure
+from uring_actors.reuse import Takers, nothing_is_left
 
 _START_SECONDS = 60.0
 _CALL_SECONDS = 30.0
@@ -54,18 +55,21 @@ class _RoleActor:
         self._arena: Arena | None = None
         self._meter: Meter | None = None
         self._stopping = threading.Event()
+        self._takers = Takers()
 
     def _begin(self, arena: Arena, part: Reader | Publisher | KernelHost, meter: Meter) -> None:
         self._arena, self._part, self._meter = arena, part, meter
+        self._stopping = threading.Event()
         part.start()
 
     def run(self) -> None:
         """Lasts until ``stop``. Raises what ended the part's threads, if anything did."""
-        while not self._stopping.wait(_WATCH_SECONDS):
-            if self._meter is not None:
-                self._meter.sample()
-            if self._part is not None and self._part.failure is not None:
-                raise node_failure(self._role, self._part.failure)
+        stopping, part, meter = self._stopping, self._part, self._meter
+        while not stopping.wait(_WATCH_SECONDS):
+            if meter is not None:
+                meter.sample()
+            if part is not None and part.failure is not None:
+                raise node_failure(self._role, part.failure)
 
     def stop(self) -> None:
         """Close the part and the arena. Idempotent."""
@@ -76,18 +80,26 @@ class _RoleActor:
         if self._arena is not None:
             self._arena.close()
 
+    def is_clean(self) -> bool:
+        """Stopped, and ``run`` over: whether this process may be initialised again."""
+        gone = self._takers.gone()
+        self._part = self._arena = self._meter = None
+        return gone and nothing_is_left()
+
 
 class HostActor(_RoleActor):
     """Creates the arena and runs the kernel host."""
 
     def __init__(self) -> None:
         super().__init__("kernel host")
+        self._on_gpu = False
 
     def initialise(self, spec: NodeSpec, ray_is_ours: bool) -> ArenaHandle:
         if ray_is_ours:
             _end_agents_with_raylet()
         arena = Arena.create(spec.layout)
         self._host = spec.make_host(arena)
+        self._on_gpu = spec.backend == "cuda"
         self._begin(arena, self._host, HostMeter(self._host, tenant_of(spec)))
         return arena.handle()
 
@@ -98,7 +110,14 @@ class HostActor(_RoleActor):
         self._host.finish(total)
 
     def batches(self) -> Iterator[Item]:
-        yield from self._host.batches(self._check)
+        with self._takers:
+            yield from self._host.batches(self._check)
+
+    def is_clean(self) -> bool:
+        """Not where memory of a GPU would be held meanwhile: its context goes with the process."""
+        if hasattr(self, "_host"):
+            del self._host
+        return not self._on_gpu and super().is_clean()
 
     def _check(self) -> None:
         if self._host.failure is not None:
@@ -136,6 +155,11 @@ class ReaderActor(_RoleActor):
 
     def drain(self) -> None:
         self._reader.drain()
+
+    def is_clean(self) -> bool:
+        if hasattr(self, "_reader"):
+            del self._reader
+        return super().is_clean()
 
     def stats(self) -> ReaderStats:
         return self._reader.stats()
@@ -201,13 +225,43 @@ def _this_node() -> str:
     raise NodeFailed("node", "Ray does not list the node that this process runs on")
 
 
+Roles = list[tuple[str, Any]]
+"""Actors by role, which two readers may have in common."""
+
+
+class KeptRoles:
+    """The actors of a pipeline that was closed in order, for the next one with the same devices. At most one set."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[PlacementGroup, Roles] | None = None
+
+    def take(self) -> tuple[PlacementGroup, Roles] | None:
+        kept, self._kept = self._kept, None
+        return kept
+
+    def keep(self, group: PlacementGroup, actors: Roles) -> None:
+        if self._kept is not None:
+            _end(*self._kept)
+        self._kept = group, actors
+
+
+def _end(group: PlacementGroup | None, actors: Roles) -> None:
+    for _, actor in actors:
+        kill(actor)
+    if group is not None:
+        with contextlib.suppress(Exception):
+            remove_placement_group(group)
+
+
 class RayNode:
     """One node's pipeline as Ray actors."""
 
-    def __init__(self, spec: NodeSpec) -> None:
+    def __init__(self, spec: NodeSpec, kept: KeptRoles | None = None) -> None:
+        """kept: where it takes actors that another has left, and leaves its own."""
         self.spec = spec
+        self._kept = kept
         self._group: PlacementGroup | None = None
-        self._actors: list[tuple[str, Any]] = []  # by role, which two readers may have in common
+        self._actors: Roles = []
         self._sentinels: dict[Any, str] = {}
         self._submitted: list[Any] = []
         self._failure: UringActorsError | None = None
@@ -221,23 +275,51 @@ class RayNode:
     def start(self) -> None:
         ensure_ray()
         deadline = time.monotonic() + _START_SECONDS
+        if not self._start_kept(deadline):
+            self._start_new(deadline)
+        self._sentinels = {actor.run.remote(): role for role, actor in self._actors}
+        self._monitor.start()
+
+    def _start_kept(self, deadline: float) -> bool:
+        """With actors of an earlier pipeline: False where there are none that fit, or they have died since."""
+        kept = self._kept.take() if self._kept is not None else None
+        if kept is None:
+            return False
+        self._group, self._actors = kept
+        try:
+            if [role for role, _ in self._actors] == self._roles():
+                self._initialise(deadline)
+                return True
+        except NodeFailed:
+            pass
+        _end(*kept)
+        self._group, self._actors = None, []
+        return False
+
+    def _roles(self) -> list[str]:
+        return ["kernel host", "publisher", *(f"reader of {name}" for _, name in self.spec.devices)]
+
+    def _start_new(self, deadline: float) -> None:
         # Actors take no CPU: four roles would not fit a machine of two cores. A bundle must ask for something: a
         # little of the node's own resource. The label says where, for several raylets may share one address.
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         self._group = placement_group([{_this_node(): 0.001}], strategy="STRICT_PACK", bundle_label_selector=[here])
         self._get(self._group.ready(), "placement group", deadline)
-        self._host = self._actor("kernel host", HostActor)
-        self._publisher = self._actor("publisher", PublisherActor)
-        self._readers = [self._actor(f"reader of {name}", ReaderActor, name) for _, name in self.spec.devices]
+        self._actor("kernel host", HostActor)
+        self._actor("publisher", PublisherActor)
+        for _, name in self.spec.devices:
+            self._actor(f"reader of {name}", ReaderActor, name)
+        self._initialise(deadline)
+
+    def _initialise(self, deadline: float) -> None:
+        self._host, self._publisher, *self._readers = (actor for _, actor in self._actors)
         handle = self._get(self._host.initialise.remote(self.spec, _session() == _ours), "kernel host", deadline)
         begun = [self._publisher.initialise.remote(self.spec, handle)]
         begun += [reader.initialise.remote(self.spec, handle, i) for i, reader in enumerate(self._readers)]
         for (role, _), ref in zip(self._actors[1:], begun, strict=True):
             self._get(ref, role, deadline)
-        self._sentinels = {actor.run.remote(): role for role, actor in self._actors}
-        self._monitor.start()
 
-    def _actor(self, role: str, cls: type[_RoleActor], *args: Any) -> Any:
+    def _actor(self, role: str, cls: type[_RoleActor], *args: Any) -> None:
         actor = (
             ray.remote(cls)
             .options(
@@ -249,7 +331,6 @@ class RayNode:
             .remote(*args)
         )
         self._actors.append((role, actor))
-        return actor
 
     def _get(self, refs: Any, role: str, deadline: float) -> Any:
         try:
@@ -357,19 +438,31 @@ class RayNode:
         self._closing.set()
         if not ray.is_initialized():
             return
-        if self._failure is None:
-            self._stop_actors()
-        self._kill()
+        stopped = self._failure is None and self._stop_actors()
         if self._monitor.is_alive() and self._monitor is not threading.current_thread():
             self._monitor.join(10)
-        if self._group is not None:
-            with contextlib.suppress(Exception):
-                remove_placement_group(self._group)
+        if stopped and self._kept is not None and self._group is not None and self._are_clean():
+            self._kept.keep(self._group, self._actors)
+        else:
+            _end(self._group, self._actors)
 
-    def _stop_actors(self) -> None:
-        """In the order in which it is safe: what a reader has in flight must not outlive the arena's users."""
+    def _stop_actors(self) -> bool:
+        """In the order in which it is safe: what a reader has in flight must not outlive the arena's users. Whether
+        all did."""
         readers = [actor for role, actor in self._actors if role.startswith("reader")]
         others = [actor for role, actor in self._actors if not role.startswith("reader")]
+        stopped = True
         for group in (readers, others):
-            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            try:
                 ray.get([actor.stop.remote() for actor in group], timeout=_STOP_SECONDS)
+            except (ray.exceptions.RayError, TimeoutError):
+                stopped = False
+        return stopped
+
+    def _are_clean(self) -> bool:
+        """Stopped: whether all of the actors may be initialised again."""
+        try:
+            ray.get(list(self._sentinels), timeout=_STOP_SECONDS)
+            return all(ray.get([actor.is_clean.remote() for _, actor in self._actors], timeout=_STOP_SECONDS))
+        except (ray.exceptions.RayError, TimeoutError):
+            return False

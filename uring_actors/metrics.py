@@ -1,13 +1,14 @@
 """Metrics of a running scan through ``ray.util.metrics``: Ray's node agents export them for Prometheus.
 
-Each actor measures its own part. ``sample`` reads the counters that the part keeps anyway, at most once in
-INTERVAL_SECONDS, so nothing here runs for a slot; stage latencies come from the few extents that are timed
-(``arena/samples.py``). docs/metrics.md lists every name. What happened after the last export is lost when an actor
-ends: metrics are for watching, ``ScanStats`` is the account.
+Each actor measures its own part; an agent all parts of a pipeline that is in its process. ``sample`` reads the
+counters that a part keeps anyway, at most once in INTERVAL_SECONDS, so nothing here runs for a slot; stage latencies
+come from the few extents that are timed (``arena/samples.py``). docs/metrics.md lists every name. What happened after
+the last export is lost when an actor ends: metrics are for watching, ``ScanStats`` is the account.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -16,7 +17,8 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from uring_actors.kernel_host import KernelHost
-from uring_actors.node import NodeSpec
+from uring_actors.loop import LoopThread
+from uring_actors.node import LocalNode, NodeSpec
 from uring_actors.publisher import Publisher
 from uring_actors.reader import Reader
 
@@ -151,6 +153,39 @@ class HostMeter(Meter):
         self.count("files_scanned", stats.files)
         self.count("matches", stats.matches)
         self.count("errors", stats.errors)
+
+
+class MeasuredNode(LocalNode):
+    """All roles in this process, with their metrics: for a process that Ray exports from."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        super().__init__(spec)
+        tenant = tenant_of(spec)
+        self._meters = [
+            HostMeter(self._host, tenant),
+            PublisherMeter(self._publisher, spec, tenant),
+            *(ReaderMeter(reader, tenant) for reader in self._readers),
+        ]
+        self._ending = threading.Event()
+        self._sampling = LoopThread("metrics", self._sample, wake=self._ending.set)
+
+    def start(self) -> None:
+        super().start()
+        self._sampling.start()
+
+    def _sample(self) -> bool:
+        for meter in self._meters:
+            meter.sample()
+        return not self._ending.wait(INTERVAL_SECONDS)
+
+    def close(self) -> None:
+        """What was done since the last sample counts as well."""
+        if not self._ending.is_set():
+            self._sampling.stop()
+            self._sampling.join(10)
+            for meter in self._meters:
+                meter.sample(now=True)
+        super().close()
 
 
 def tenant_of(spec: NodeSpec) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from uring_actors.plan import FileBatch, FileEntry
 from uring_actors.publisher import Publisher, ScanJob
 from uring_actors.reader import Reader, ReaderStats, choose_io_engine, pread_note
 from uring_actors.results.errors import Failure
+
+if TYPE_CHECKING:
+    from uring_actors.actors import KeptRoles
 
 _FEW_CORES = 4
 
@@ -276,24 +279,27 @@ class LocalNode:
         self._arena.close()
 
 
-def start_node(spec: NodeSpec) -> Node:
+def start_node(
+    spec: NodeSpec, *, kept: KeptRoles | None = None, local: Callable[[NodeSpec], Node] = LocalNode
+) -> Node:
     """The node, started. Under ``io_engine="auto"`` with pread where only setting the lanes up shows that io_uring
-    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together."""
+    can't be had: RLIMIT_MEMLOCK counts for all of a user's processes together. kept: see ``RayNode``. local: what
+    a node in this process is made by."""
     try:
-        return _started(spec)
+        return _started(spec, kept, local)
     except (IoUringSyscall, MemlockTooSmall) as error:
         if spec.options.io_engine != "auto" or spec.io_engine != "uring":
             raise
-        return _started(spec.with_pread(error))
+        return _started(spec.with_pread(error), kept, local)
 
 
-def _started(spec: NodeSpec) -> Node:
+def _started(spec: NodeSpec, kept: KeptRoles | None, local: Callable[[NodeSpec], Node]) -> Node:
     if spec.options.engine == "threads":
-        node: Node = LocalNode(spec)
+        node = local(spec)
     else:
         from uring_actors.actors import RayNode  # Ray takes a second to import: only where it is used
 
-        node = RayNode(spec)
+        node = RayNode(spec, kept)
     try:
         node.start()
     except BaseException:

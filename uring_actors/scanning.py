@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import warnings
 import weakref
@@ -25,6 +24,7 @@ import pyarrow as pa
 
 from uring_actors.config import OPERATIONS, ScanOptions
 from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.feeder import Feeder
 from uring_actors.many.paths import HostLocal
 from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.ops.base import Operation
@@ -196,7 +196,7 @@ class Scan:
         self._last = self._node.stats()
         self._last_failures: list[Failure] = []
         # The thread must not keep the scan alive, or dropping the scan would never end it: it knows the feeder only.
-        self._feeder = Feeder(self._node, listed)
+        self._feeder = _Lister(self._node, listed)
         self._close = weakref.finalize(self, _close, self._node, self._feeder)
         self._feeder.start()
 
@@ -273,48 +273,26 @@ def _close(node: Node, feeder: Feeder) -> None:
     feeder.join()
 
 
-class Feeder:
-    """A thread that lists files and submits them to the node, batch by batch."""
+class _Lister(Feeder):
+    """Lists files and submits them, batch by batch."""
 
     def __init__(self, node: Node, listed: Iterator[Listed]) -> None:
+        super().__init__(node)
         self.failures: list[Failure] = []
         self.skipped: list[Skipped] = []
-        self._node = node
         self._listed = listed
-        self._failure: BaseException | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-
-    def join(self) -> None:
-        if self._thread is not threading.current_thread():
-            self._thread.join(10)
-
-    def check(self) -> None:
-        """Raise what ended the listing, if anything did."""
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            total = 0
-            for item in self._listed:
-                if self._stopping.is_set():
-                    return
-                if isinstance(item, FileBatch):
-                    total += len(item)
-                    self._node.submit(item)
-                elif isinstance(item, Failure):
-                    self.failures.append(item)
-                else:
-                    self.skipped.append(item)
-            if not self._stopping.is_set():
-                self._node.finish(total)
-        except BaseException as error:
-            if not self._stopping.is_set():
-                self._failure = error
+    def _feed(self) -> None:
+        total = 0
+        for item in self._listed:
+            if self._stopping.is_set():
+                return
+            if isinstance(item, FileBatch):
+                total += len(item)
+                self.node.submit(item)
+            elif isinstance(item, Failure):
+                self.failures.append(item)
+            else:
+                self.skipped.append(item)
+        if not self._stopping.is_set():
+            self.node.finish(total)

@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from uring_actors.errors import InputError, OptionError, PipelineError, UringActorsError
+from uring_actors.feeder import Feeder
 from uring_actors.groups import GroupEnd, GroupRows
 from uring_actors.many.orchestrator import Facts, Work
 from uring_actors.node import Node, NodeSpec
@@ -66,7 +67,7 @@ class Agent:
         self._local, self._selection = list(local), selection
         self._closing = threading.Event()
         self._failure: BaseException | None = None
-        self._feeder: Feeder | None = None
+        self._feeder: _LeaseFeeder | None = None
         self._lister = threading.Thread(target=self._list, name="lister", daemon=True)
         self._died_in_a_row = 0
 
@@ -87,7 +88,7 @@ class Agent:
         while (feeder := self._next_pipeline()) is not None:
             try:
                 started(feeder.pipeline, feeder.node)
-                while not feeder.ended.wait(_CHECK_SECONDS):
+                while not (feeder.ended.wait(_CHECK_SECONDS) or self._closing.is_set()):
                     feeder.node.check()
                     self._check()
                 self._check()
@@ -95,7 +96,7 @@ class Agent:
             except PipelineError as error:
                 self._lost(feeder, error)
 
-    def _next_pipeline(self) -> Feeder | None:
+    def _next_pipeline(self) -> _LeaseFeeder | None:
         if self._local and self._lister.ident is None:
             self._desk.begin_listing(self.name)
             self._lister.start()
@@ -112,12 +113,12 @@ class Agent:
                     raise
                 continue
             self._desk.working(self.name, facts_of(node.spec))
-            self._feeder = Feeder(pipeline, self.name, node, self._desk)
+            self._feeder = _LeaseFeeder(pipeline, self.name, node, self._desk)
             self._feeder.start()
             return self._feeder
         return None
 
-    def _lost(self, feeder: Feeder, error: PipelineError) -> None:
+    def _lost(self, feeder: _LeaseFeeder, error: PipelineError) -> None:
         feeder.stop()
         with contextlib.suppress(UringActorsError):  # it is broken: that it ends badly is no news
             feeder.node.close()
@@ -129,8 +130,8 @@ class Agent:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if self._feeder is not None and self._feeder.failure is not None:
-            raise self._feeder.failure
+        if self._feeder is not None:
+            self._feeder.check()
 
     # ── the node's own disks ─────────────────────────────────────────────────────────────────────────────────
     def _list(self) -> None:
@@ -161,6 +162,10 @@ class Agent:
         while not self._closing.is_set() and not self._desk.offer(self.name, items, last=last):
             self._closing.wait(_OFFER_SECONDS)
 
+    def stop(self) -> None:
+        """From another thread: have ``tend`` end."""
+        self._closing.set()
+
     def close(self) -> None:
         self._closing.set()
         if self._feeder is not None:
@@ -176,46 +181,26 @@ def facts_of(spec: NodeSpec) -> Facts:
     return Facts(spec.backend, spec.io_engine, spec.sqpoll, names, spec.notes)
 
 
-class Feeder:
-    """A thread that keeps one pipeline fed. ``ended``: it has given its last."""
+class _LeaseFeeder(Feeder):
+    """Keeps one pipeline fed with leases."""
 
     def __init__(self, pipeline: str, name: str, node: Node, desk: Desk) -> None:
+        super().__init__(node)
         self.pipeline = pipeline
-        self.node = node
-        self.failure: BaseException | None = None
-        self.ended = threading.Event()
         self._name = name
         self._desk = desk
-        self._stopping = threading.Event()
         self._files = 0
         self._devices: dict[int, int] = {}
-        self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-
-    def join(self) -> None:
-        if self._thread is not threading.current_thread():
-            self._thread.join(10)
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                work = self._desk.ask(self.pipeline, self._name)
-                for lease in work.leases:
-                    local = lease.node is not None
-                    self.node.submit([self._here(entry, local) for entry in lease.files], lease.id)
-                if work.finished:
-                    self.node.finish(self._files)
-                    break
-        except BaseException as error:
-            if not self._stopping.is_set():
-                self.failure = error
-        finally:
-            self.ended.set()
+    def _feed(self) -> None:
+        while not self._stopping.is_set():
+            work = self._desk.ask(self.pipeline, self._name)
+            for lease in work.leases:
+                local = lease.node is not None
+                self.node.submit([self._here(entry, local) for entry in lease.files], lease.id)
+            if work.finished:
+                self.node.finish(self._files)
+                break
 
     def _here(self, entry: FileEntry, local: bool) -> FileEntry:
         number = self._files

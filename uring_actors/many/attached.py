@@ -201,7 +201,7 @@ class AttachedJob:
         """End the job. It can be resumed."""
         if self._actor is not None:
             with contextlib.suppress(UringActorsError, ray.exceptions.RayError):
-                answer(self._actor.stop.remote())
+                answer(self._actor.stop.remote(dismiss=True))
             kill(self._actor)
             self._actor = None
 

@@ -7,7 +7,8 @@
 Every node that Ray lists and the caller chose gets an agent, those that join later too. An agent that dies is started
 again a few times while its node lives. What an actor started dies with it, Ray sees to that: so when the orchestrator
 dies, so do the agents, and Ray makes it anew, which goes on from its journal. No actor has a name, so concurrent jobs
-can't meet, but for a detached job's orchestrator, by which it is found again.
+can't meet, but for a detached job's orchestrator, by which it is found again. A job that begins when another of this
+driver has ended takes over its actors (``warm.py``).
 
 Where the job is *detached*, the agents receive their pipelines' rows themselves and write them into the job's
 directory, which all nodes must see; the orchestrator then needs no driver.
@@ -15,7 +16,6 @@ directory, which all nodes must see; the orchestrator then needs no driver.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -23,10 +23,11 @@ from typing import Any, Final
 
 import ray
 
-from uring_actors.errors import OptionError, PipelineError, UringActorsError
+from uring_actors.errors import InputError, NodeFailed, OptionError, PipelineError, UringActorsError
 from uring_actors.groups import GroupEnd, GroupRows
+from uring_actors.many import warm
 from uring_actors.many.orchestrator import JobStatus
-from uring_actors.many.orchestrator_actor import start_orchestrator
+from uring_actors.many.orchestrator_actor import NotBegun, start_orchestrator
 from uring_actors.many.progress import Receipt
 from uring_actors.many.recruiter import check_nodes
 from uring_actors.many.setup import Setup, Source
@@ -34,6 +35,7 @@ from uring_actors.ray_calls import answer, kill, open_stream, unwrap
 from uring_actors.results.errors import Failure, Skipped
 
 _LOOK_SECONDS: Final = 0.25
+_STOP_SECONDS: Final = 10.0
 
 
 class RayCrew:
@@ -43,7 +45,8 @@ class RayCrew:
         """Raises OptionError, InputError, or PipelineError where the cluster can't be reached."""
         connect(address)
         check_nodes(setup.nodes)
-        self._actor = start_orchestrator(setup, name=None)
+        self._setup = setup
+        self._actor = (None if setup.alone else _begun_warm(setup)) or start_orchestrator(setup, name=None)
         self._finished = False
         self._closed = False
 
@@ -53,7 +56,7 @@ class RayCrew:
         looked = 0.0
         while True:
             if self._finished or not streams or time.monotonic() - looked >= _LOOK_SECONDS:
-                sources, finished, failure = answer(self._actor.sources.remote())
+                sources, finished, failure = self._ask("sources")
                 looked = time.monotonic()
                 if failure is not None:
                     raise failure
@@ -73,7 +76,7 @@ class RayCrew:
                 except StopIteration:
                     continue
                 except ray.exceptions.RayError as error:
-                    answer(self._actor.lose.remote(source.pipeline, str(unwrap(error, "pipeline"))))
+                    self._ask("lose", source.pipeline, str(unwrap(error, "pipeline")))
                     yield source.pipeline, source.node, None
                     continue
                 streams[stream] = source  # at the end: every stream has its turn
@@ -84,25 +87,61 @@ class RayCrew:
         return list(ready)
 
     def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        counts, self._finished = answer(self._actor.commit.remote(lease, pipeline, receipt))
+        counts, self._finished = self._ask("commit", lease, pipeline, receipt)
         return bool(counts)
 
     def status(self) -> JobStatus:
-        status: JobStatus = answer(self._actor.status.remote())
+        status: JobStatus = self._ask("status")
         return status
 
     def results(self) -> tuple[list[Failure], list[Skipped]]:
-        results: tuple[list[Failure], list[Skipped]] = answer(self._actor.results.remote())
+        results: tuple[list[Failure], list[Skipped]] = self._ask("results")
         return results
 
+    def _ask(self, method: str, *args: Any) -> Any:
+        """The orchestrator's answer. Where it was made anew, the job is begun again first: it goes on from its
+        journal."""
+        while True:
+            try:
+                return answer(getattr(self._actor, method).remote(*args))
+            except NotBegun:
+                answer(self._actor.begin.remote(self._setup))
+
     def close(self) -> None:
+        """End the job. Its actors are kept for the next one, where they may be."""
         if self._closed:
             return
         self._closed = True
-        if ray.is_initialized():
-            with contextlib.suppress(ray.exceptions.RayError, UringActorsError):
-                ray.get(self._actor.stop.remote(), timeout=_LOOK_SECONDS * 40)
-            kill(self._actor)
+        if not ray.is_initialized():
+            return
+        try:
+            ray.get(self._actor.stop.remote(dismiss=self._setup.alone), timeout=_STOP_SECONDS)
+            if not self._setup.alone:
+                self._actor.rest.remote(self._setup.plan.run)
+                warm.keep(self._actor)
+                return
+        except (ray.exceptions.RayError, UringActorsError):
+            pass
+        kill(self._actor)
+
+
+def _begun_warm(setup: Setup) -> Any:
+    """The actors of an earlier job, at this one; None where there are none, or they have died."""
+    actor = warm.take()
+    if actor is None:
+        return None
+    try:
+        answer(actor.begin.remote(setup))
+    except NodeFailed:
+        kill(actor)
+        return None
+    except (OptionError, InputError):  # the job's fault
+        warm.keep(actor)
+        raise
+    except BaseException:
+        kill(actor)
+        raise
+    return actor
 
 
 def connect(address: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from uring_actors.actors import RayNode
+from uring_actors.actors import KeptRoles, RayNode
 from uring_actors.errors import OptionError
 from uring_actors.groups import Item
 from uring_actors.many.agent import Agent
@@ -16,10 +16,12 @@ from uring_actors.many.orchestrator import Facts, Work
 from uring_actors.many.progress import JOURNAL, Receipt
 from uring_actors.many.receiver import Receiver
 from uring_actors.many.setup import Setup, Source
+from uring_actors.metrics import MeasuredNode
 from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.plan import FileEntry, devices
 from uring_actors.ray_calls import answer
 from uring_actors.results.errors import Failure, Skipped
+from uring_actors.reuse import Takers
 
 
 class RemoteDesk:
@@ -50,27 +52,46 @@ class RemoteDesk:
 
 
 class NodeWork:
-    """What the agent's actor does."""
+    """What the agent's actor does for one job."""
 
-    def __init__(self, setup: Setup, name: str, orchestrator: Any) -> None:
+    def __init__(self, setup: Setup, name: str, orchestrator: Any, roles: KeptRoles) -> None:
+        """roles: those that earlier jobs left, and where this job's stay."""
         self._setup = setup
         self._operation = setup.operation()
         self._name = name
         self._orchestrator = orchestrator
+        self._roles = None if setup.alone else roles
         self._nodes: dict[str, Node] = {}
+        self._agent: Agent | None = None
+        self._stopped = False
+        self._on_gpu = False
+        self._takers = Takers()
 
     def run(self) -> None:
         """Raises why this node can't work, or can't any longer."""
         plan = self._setup.plan
         desk = RemoteDesk(self._orchestrator)
-        agent = Agent(self._name, desk, self._make_node, plan.local, plan.selection)
+        agent = self._agent = Agent(self._name, desk, self._make_node, plan.local, plan.selection)
         try:
+            if self._stopped:
+                return
             if self._setup.detached:
                 self._receive(agent, desk)
             else:
                 agent.tend(self._open_source)
         finally:
             agent.close()
+
+    def stop(self) -> None:
+        """From another thread: have ``run`` end."""
+        self._stopped = True
+        if self._agent is not None:
+            self._agent.stop()
+
+    def is_over(self) -> bool:
+        """After ``run``: whether nobody takes rows here any more, and another job may follow. Not where memory of a
+        GPU would be held meanwhile: its context goes with the process."""
+        return not (self._setup.alone or self._on_gpu) and self._takers.gone()
 
     def _receive(self, agent: Agent, desk: RemoteDesk) -> None:
         plan = self._setup.plan
@@ -94,7 +115,8 @@ class NodeWork:
         plan = self._setup.plan
         paths = [*plan.shared, *(path for path in plan.local if os.path.exists(path))]
         spec = NodeSpec.decide(self._operation, self._setup.options, devices(paths or [b"/"]))
-        return start_node(spec)
+        self._on_gpu = spec.backend == "cuda"
+        return start_node(spec, kept=self._roles, local=MeasuredNode)
 
     def _open_source(self, pipeline: str, node: Node) -> None:
         if isinstance(node, RayNode):
@@ -106,4 +128,5 @@ class NodeWork:
 
     def batches(self, pipeline: str) -> Iterator[Item]:
         """What a pipeline in this process yields."""
-        yield from self._nodes[pipeline].batches(lambda: None)
+        with self._takers:
+            yield from self._nodes[pipeline].batches(lambda: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,31 +24,42 @@ _THREADS: Final = 64
 """Half a second each for an agent that waits for work, less for all other calls."""
 
 
-class OrchestratorActor:
-    """The orchestrator, and whoever watches the nodes for it. Starts in two phases; made anew by Ray after its death,
-    it begins by itself."""
+class NotBegun(PipelineError):
+    """The orchestrator's process knows of no job: it is new, and the one before it has died."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+
+class OrchestratorActor:
+    """The orchestrator, and whoever watches the nodes for it, of one job after another. Starts in two phases; made
+    anew by Ray after its death it waits for the driver to begin the job again, or begins a detached one by itself."""
+
+    def __init__(self, detached: Setup | None) -> None:
+        """detached: the only job, where no driver may be there."""
+        self._changing = threading.Lock()
+        self._setup: Setup | None = None
         self._sources: dict[str, Source] = {}
         self._orchestrator: Orchestrator | None = None
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            self.begin()
+        self._recruiter: Recruiter | None = None
+        self._idle: dict[str, Any] = {}
+        """Agents that are at no job, by their node's id."""
+        if detached is not None and ray.get_runtime_context().was_current_actor_reconstructed:
+            self.begin(detached)
 
-    def begin(self) -> None:
-        """Raises what ``Orchestrator`` raises."""
-        if self._orchestrator is not None:
-            return  # asked again, after a restart
-        orchestrator = Orchestrator(self._setup.plan)
-        self._recruiter = Recruiter(self._setup, orchestrator, ray.get_runtime_context().current_actor)
-        orchestrator.start()
-        self._recruiter.start()
-        self._orchestrator = orchestrator
+    def begin(self, setup: Setup) -> None:
+        """Raises what ``Orchestrator`` raises. Asked again, it does nothing."""
+        with self._changing:
+            if self._setup is not None and self._setup.plan.run == setup.plan.run:
+                return
+            self._rest()
+            orchestrator = Orchestrator(setup.plan)
+            self._recruiter = Recruiter(setup, orchestrator, ray.get_runtime_context().current_actor, self._idle)
+            orchestrator.start()
+            self._recruiter.start()
+            self._setup, self._orchestrator, self._sources = setup, orchestrator, {}
 
     @property
     def _job(self) -> Orchestrator:
         if self._orchestrator is None:
-            raise PipelineError("the job has not begun")
+            raise NotBegun("the job has not begun")
         return self._orchestrator
 
     def ask(self, pipeline: str, node: str) -> Work:
@@ -85,13 +97,30 @@ class OrchestratorActor:
         return self._job.results()
 
     def directory(self) -> str:
+        assert self._setup is not None
         return str(self._setup.plan.directory)
 
-    def stop(self) -> None:
-        """End the agents and let go of the journal. Idempotent."""
-        if self._orchestrator is not None:
+    def stop(self, *, dismiss: bool) -> None:
+        """End the job and let go of its journal. dismiss: kill the agents as well. Idempotent."""
+        with self._changing:
+            if self._orchestrator is None or self._recruiter is None:
+                return
             self._recruiter.stop()
             self._orchestrator.close()
+            if dismiss:
+                self._recruiter.dismiss()
+
+    def rest(self, run: str) -> None:
+        """That job has been stopped: forget it, and keep the agents that are done with it."""
+        with self._changing:
+            if self._setup is not None and self._setup.plan.run == run:
+                self._rest()
+
+    def _rest(self) -> None:
+        if self._recruiter is not None:
+            self._idle = self._recruiter.rest()
+        self._setup = self._orchestrator = self._recruiter = None
+        self._sources = {}
 
 
 def start_orchestrator(setup: Setup, name: str | None) -> Any:
@@ -111,12 +140,12 @@ def start_orchestrator(setup: Setup, name: str | None) -> Any:
                 scheduling_strategy=here,
                 **options,
             )
-            .remote(setup)
+            .remote(setup if setup.detached else None)
         )
     except ValueError as error:
         raise OptionError(f"there is a job {name!r} already", fix="Attach to it, or choose another name.") from error
     try:
-        answer(actor.begin.remote())
+        answer(actor.begin.remote(setup))
     except BaseException:
         kill(actor)
         raise

@@ -22,6 +22,8 @@ _RESTARTS: Final = 3
 _RECRUIT_SECONDS: Final = 0.5
 _NO_NODE_SECONDS: Final = 60.0
 """How long a job waits for a node, where none works."""
+_REST_SECONDS: Final = 3.0
+"""How long agents have to leave a job that is over."""
 _LINGER_SECONDS: Final = 600.0
 """How long a detached job that has ended can still be asked."""
 
@@ -34,6 +36,8 @@ class _Hired:
     node_id: str
     actor: Any
     sentinel: Any
+    warm: bool
+    """Whether its process did an earlier job."""
     died: int
     """Agents of that node before it, in a row, that finished no lease."""
     leases: int
@@ -43,11 +47,13 @@ class _Hired:
 class Recruiter:
     """A thread that starts an agent on each node that was chosen, and sees what becomes of them."""
 
-    def __init__(self, setup: Setup, orchestrator: Orchestrator, handle: Any) -> None:
+    def __init__(self, setup: Setup, orchestrator: Orchestrator, handle: Any, idle: dict[str, Any]) -> None:
+        """idle: agents of an earlier job by their node's id, to be used before others are started."""
         self._setup = setup
         self._orchestrator = orchestrator
         self._handle = handle
         self._hired: dict[str, _Hired] = {}
+        self._idle = idle
         self._out: set[str] = set()
         self._names: dict[str, str] = {}
         self._since = time.monotonic()
@@ -58,11 +64,33 @@ class Recruiter:
         self._thread.start()
 
     def stop(self) -> None:
+        """Hire no more, and watch no longer."""
         self._stopping.set()
         if self._thread is not threading.current_thread():
             self._thread.join(10)
+
+    def dismiss(self) -> None:
+        """Stopped, and the job over: kill the agents."""
+        for actor in [*(hired.actor for hired in self._hired.values()), *self._idle.values()]:
+            kill(actor)
+
+    def rest(self) -> dict[str, Any]:
+        """Stopped, and the job over: the agents that may do another, by their node's id. The others are killed."""
         for hired in self._hired.values():
-            kill(hired.actor)
+            hired.actor.stop.remote(self._setup.plan.run)
+        sentinels = [hired.sentinel for hired in self._hired.values()]
+        if sentinels:
+            ray.wait(sentinels, num_returns=len(sentinels), timeout=_REST_SECONDS)
+        for hired in self._hired.values():
+            try:
+                over = ray.get(hired.sentinel, timeout=0)
+            except ray.exceptions.RayError:
+                over = False
+            if over:
+                self._idle[hired.node_id] = hired.actor
+            else:
+                kill(hired.actor)
+        return self._idle
 
     def _run(self) -> None:
         try:
@@ -107,22 +135,15 @@ class Recruiter:
     def _hire(self, node_id: str, name: str, died: int, message: str | None = None) -> None:
         """``died``: see ``_Hired``; ``message``: why the last did."""
         leases = self._orchestrator.report(name, STARTING, message)
-        actor = (
-            ray.remote(AgentActor)
-            .options(
-                num_cpus=0,
-                max_restarts=0,
-                max_concurrency=8,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            )
-            .remote(self._setup, name, self._handle)
-        )
-        self._hired[node_id] = _Hired(name, node_id, actor, actor.run.remote(), died, leases)
+        idle = self._idle.pop(node_id, None)
+        actor = idle or _new_agent(node_id)
+        sentinel = actor.run.remote(self._setup, name, self._handle)
+        self._hired[node_id] = _Hired(name, node_id, actor, sentinel, idle is not None, died, leases)
 
     def _watch(self, hired: _Hired, alive: Mapping[str, Any]) -> None:
         gone = hired.node_id not in alive
         ended, _ = ray.wait([hired.sentinel], timeout=0)
-        if not ended and not gone:
+        if self._orchestrator.finished or not (ended or gone):
             return
         del self._hired[hired.node_id]
         died = 1 if self._orchestrator.leases_of(hired.name) > hired.leases else hired.died + 1
@@ -132,13 +153,14 @@ class Recruiter:
                 ray.get(hired.sentinel)
                 message = "its agent ended before the job did"
             except ray.exceptions.RayActorError:
+                if hired.warm and died > hired.died and not gone:  # it may have died long before this job
+                    self._hire(hired.node_id, hired.name, 0)
+                    return
                 again = not gone and died <= _RESTARTS
                 message = "its agent's process died" if not gone else message
             except ray.exceptions.RayError as error:
                 message = str(unwrap(error, "agent"))
         kill(hired.actor)
-        if self._orchestrator.finished:
-            return
         if again:
             self._hire(hired.node_id, hired.name, died, message)
         else:
@@ -151,6 +173,12 @@ class Recruiter:
             kill(hired.actor)
         if not self._stopping.wait(_LINGER_SECONDS):
             ray.kill(self._handle)
+
+
+def _new_agent(node_id: str) -> Any:
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    options = ray.remote(AgentActor).options(num_cpus=0, max_restarts=0, max_concurrency=8, scheduling_strategy=here)
+    return options.remote()
 
 
 def chosen(node: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle
 
+from uring_actors.arena.abi import OP_USER_FIRST, OP_USER_LAST
 from uring_actors.config import ScanOptions
 from uring_actors.many.orchestrator import JobPlan
 
@@ -25,12 +26,17 @@ class Setup:
     nodes: dict[str, str]
     """Labels or resources (the value empty) of the nodes to be used; none: all nodes."""
     detached: bool
+    alone: bool
+    """Whether the job's processes do no other: nobody waits for them, or they load the user's own code."""
 
     @classmethod
     def of(
         cls, plan: JobPlan, operation: Operation, options: ScanOptions, nodes: dict[str, str], *, detached: bool
     ) -> Setup:
-        return cls(plan, cloudpickle.dumps(operation), options, nodes, detached)
+        ours = type(operation).__module__.startswith("uring_actors.")
+        users = OP_USER_FIRST <= operation.opcode <= OP_USER_LAST
+        alone = detached or users or not ours
+        return cls(plan, cloudpickle.dumps(operation), options, nodes, detached, alone)
 
     def operation(self) -> Operation:
         made: Operation = cloudpickle.loads(self.pickled)
