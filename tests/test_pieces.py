@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +11,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-import uring_actors as ua
-from tests import oracle
 from tests.examples import examples
-from tests.extents import Cut, Memory, Row, expected
+from tests.extents import Cut, Memory, Row, expected, plan
 from tests.test_settle import BOUNDED, LITERALS, SLOT, UTF8, payloads, texts
 from uring_actors.many.split import DonePiece, SplitFile
 from uring_actors.ops.joining import put_right
 from uring_actors.ops.match.confirm import Unread
-from uring_actors.ops.match.plan import PatternPlan
+from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.settle import FileSettler
 from uring_actors.pieces import Border, Piece, PieceEnd
@@ -86,10 +80,8 @@ class InPieces:
         right.validate(full=True)
         assert set(right["path"].to_pylist()) <= {b"/file"}
         columns = [right[name] for name in ("pattern", "start", "end", "line", "column", "match")]
-        for pattern, start, end, line, column, match in zip(
-            columns[0].indices.to_pylist(), *(column.to_pylist() for column in columns[1:]), strict=True
-        ):
-            yield pattern, start, end, line, column, match
+        patterns = columns[0].indices.to_pylist()
+        yield from zip(patterns, *(column.to_pylist() for column in columns[1:]), strict=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,7 +127,7 @@ def test_with_extents_that_can_not_be_read(kind: str) -> None:
 )
 def test_every_way_is_gone(data: bytes, again: bool, dropped: bool) -> None:
     """Examples that must be scanned again, and that only lose rows, as the tests above count them."""
-    plans = BOUNDED[2:3] if dropped else LITERALS[:1]
+    plans = [plan(0, Kind.BOUNDED, rb"a{2,5}", (2, 5))] if dropped else LITERALS[:1]
     made = InPieces(plans, data, 5, 5, 1, ())
     assert made.run() == expected(plans, data)
     assert (made.again > 0, made.split.dropped > 0) == (again, dropped)
@@ -161,7 +153,9 @@ def test_what_is_missing_is_all_the_rest(size: int, extent: int, most: int, data
 
 def test_a_name_for_each_piece() -> None:
     whole = FileEntry(0, b"/a", 100, 1, 1)
-    pieces = [FileEntry(0, b"/a", 100, 1, 1, 0, Piece(*given)) for given in [(0, 50), (50, 100), (50, 100, ((1, 52),))]]
+    pieces = [
+        FileEntry(0, b"/a", 100, 1, 1, 0, Piece(*given)) for given in [(0, 50), (50, 100), (50, 100, ((1, 52),))]
+    ]
     assert len({entry.name for entry in [whole, *pieces]}) == 4
     assert {path_of(entry.name) for entry in [whole, *pieces]} == {b"/a"}
     assert [entry.length for entry in pieces] == [50, 50, 50]

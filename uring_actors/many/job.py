@@ -203,7 +203,7 @@ class Joiner:
         ledger = self._ledger
         for record in self._follower.new():
             for lease in ledger.take(record):
-                if ledger.is_piece(lease) and lease >= ledger.first_of_run:
+                if ledger.is_piece(lease) and lease >= ledger.first_of_run > 0:
                     yield from ledger.rows(lease, self._rows)
 
     def _rows(self, lease: int) -> Iterator[pa.RecordBatch]:
