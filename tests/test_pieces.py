@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+import crc32c
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,16 +14,21 @@ from hypothesis import strategies as st
 
 from tests.examples import examples
 from tests.extents import Cut, Memory, Row, expected, plan
+from tests.large_files import PATTERNS
 from tests.test_settle import BOUNDED, LITERALS, SLOT, UTF8, payloads, texts
+from uring_actors.many.receiver import with_node_column
 from uring_actors.many.split import DonePiece, SplitFile
-from uring_actors.ops.joining import put_right
+from uring_actors.ops.checksum import Checksum
+from uring_actors.ops.joining import join, put_right
 from uring_actors.ops.match.confirm import Unread
+from uring_actors.ops.match.device import DeviceMatch
+from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.settle import FileSettler
 from uring_actors.pieces import Border, Piece, PieceEnd
 from uring_actors.plan import FileEntry, path_of
-from uring_actors.results.schema import match_batch
+from uring_actors.results.schema import COUNT_SCHEMA, match_batch
 
 KINDS = {"literal": LITERALS, "bounded": BOUNDED, "slot": SLOT, "utf8": UTF8}
 
@@ -159,6 +165,38 @@ def test_a_name_for_each_piece() -> None:
     assert len({entry.name for entry in [whole, *pieces]}) == 4
     assert {path_of(entry.name) for entry in [whole, *pieces]} == {b"/a"}
     assert [entry.length for entry in pieces] == [50, 50, 50]
+
+
+def test_the_gpu_has_the_same_extents() -> None:
+    """Pieces are cut by the driver, which may have no GPU, for whichever node."""
+    match = Match.of(PATTERNS)
+    device = DeviceMatch.from_match(match, insist=True)
+    assert (device.halo, device.lead) == (match.halo, match.lead)
+    assert match.halo == match.plan_set.halo == device.plan_set.halo
+
+
+def with_node(batch: pa.RecordBatch, node: str) -> pa.RecordBatch:
+    names = pa.array([node] * len(batch)).dictionary_encode()
+    return pa.RecordBatch.from_arrays([*batch.columns, names], schema=with_node_column(batch.schema))
+
+
+def test_rows_that_say_their_node() -> None:
+    """In a job with host-local paths; a joined row says where the file's first piece was read."""
+    texts = [b"abcdef", b"", b"xyz"]
+    made = [
+        Checksum().batch([b"/f\0%d" % k], [0], [len(text)], [crc32c.crc32c(text)]) for k, text in enumerate(texts)
+    ]
+    pieces = [[with_node(batch, node)] for batch, node in zip(made, "abc", strict=True)]
+    (row,) = join("checksum", pieces, b"/f", 0).to_pylist()
+    assert row == {"path": b"/f", "bytes": 9, "crc32c": crc32c.crc32c(b"abcdefxyz"), "node": "a"}
+    assert join("checksum", [*pieces, []], b"/f", 0) is None
+    counts = [pa.RecordBatch.from_arrays([pa.array([b"/f\0"]), pa.array([n])], schema=COUNT_SCHEMA) for n in (3, 4)]
+    (row,) = join("count", [[with_node(batch, "b")] for batch in counts], b"/f", 2).to_pylist()
+    assert row == {"path": b"/f", "count": 5, "node": "b"}
+    rows = Rows.of([(0, 105, 107, 1, 106, b"ab"), (0, 120, 122, 2, 4, b"ab")])
+    batch = with_node(match_batch([(b"/f\0100", rows, 0, 2)], pa.array(["ab"])), "c")
+    right = put_right(batch, b"/f", Border(100, 7, 90), drop=True).to_pylist()
+    assert [(row["line"], row["column"], row["node"]) for row in right] == [(8, 15, "c"), (9, 4, "c")]
 
 
 def test_what_fits() -> None:

@@ -378,7 +378,7 @@ class Reader:
         return taken
 
     def _read_files(self, batch: FileBatch) -> None:
-        """Have small files packed, and read the others one by one."""
+        """Have small files packed, and read the others one by one; a file in pieces is never small."""
         small = batch.sizes <= self._pack_most
         if small.any():
             self._pack(batch.take(np.flatnonzero(small)))
