@@ -262,70 +262,6 @@ def test_what_a_lost_node_had_on_its_own_disks_is_an_error(
     assert any("is left out" in note for note in job.stats.notes)
 
 
-# ── a large file, in pieces ──────────────────────────────────────────────────────────────────────────────────
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one file of some 17 MB, among small ones; 300 pieces with ``lease_bytes`` of an extent."""
-    folder = tmp_path_factory.mktemp("large")
-    make_large(folder / "large", 3, extents=300)
-    (folder / "small").write_bytes(b"needle")
-    return folder
-
-
-def large_disturbed(cluster: Any, large: Path, disturb: Callable[[], None], seed: int, **options: Any) -> Any:
-    options = {"patterns": LARGE_PATTERNS, "lease_bytes": EXTENT, **options}
-    with start(cluster, large, **options) as job:
-        table = disturbed(job, random.Random(seed).randrange(1, 200), disturb)
-    found, wanted = oracle.found(table), oracle.expected(large.iterdir(), LARGE_PATTERNS)
-    assert found == wanted, oracle.explain_difference(found, wanted)
-    assert (job.stats.files, job.stats.matches, job.errors.num_rows) == (2, len(wanted), 0)
-    return job
-
-
-def test_a_large_file_is_split_over_nodes_and_one_is_killed(cluster: Any, large: Path) -> None:
-    """Lines, columns and matches over every border, whoever scanned the pieces; the node dies at a random moment."""
-    job = large_disturbed(cluster, large, lose_node(cluster), 1)
-    assert sum(read > 0 for read in job.nodes["bytes"].to_pylist()) > 1
-
-
-@pytest.mark.slow  # each takes half a minute
-@pytest.mark.parametrize("seed", range(9))
-def test_a_large_file_and_anything_killed(cluster: Any, large: Path, tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    victims = [
-        lambda: lose_node(cluster),
-        lambda: kill_one(rng, "ray::AgentActor"),
-        lambda: kill_one(rng, "ray::OrchestratorActor"),
-    ]
-    options = {"checkpoint": tmp_path / "c"} if seed % 2 else {}
-    large_disturbed(cluster, large, victims[seed % 3](), seed, **options)
-
-
-@pytest.mark.slow  # a job's processes have to start
-def test_a_large_file_in_an_output_directory(cluster: Any, large: Path, tmp_path: Path) -> None:
-    """The agents write the pieces' rows as they are; whoever attaches gets the file's."""
-    options = {"patterns": LARGE_PATTERNS, "lease_bytes": EXTENT, "output_dir": tmp_path / "out"}
-    wanted = oracle.expected(large.iterdir(), LARGE_PATTERNS)
-    job = start(cluster, large, **options)
-    timer = threading.Timer(3, kill_one(random.Random(1), "ray::OrchestratorActor", "ray::AgentActor"))
-    timer.start()
-    try:
-        check(job.to_table(), wanted)
-        assert job.stats.files == 2
-    finally:
-        timer.cancel()
-        job.stop()
-    again = ua.attach(str(tmp_path / "out"), address=cluster.address)
-    check(again.to_table(), wanted)
-    assert again.stats.matches == len(wanted)
-    counts = start(cluster, large, **{**options, "output_dir": tmp_path / "counts", "report": "count"})
-    try:
-        counted = dict(zip(*counts.to_table().to_pydict().values(), strict=True))
-    finally:
-        counts.stop()
-    assert counted == {bytes(large / "large"): len(wanted) - 1, bytes(large / "small"): 1}
-
-
 # ── jobs that outlive their driver ───────────────────────────────────────────────────────────────────────────
 DRIVER = """
 import sys
@@ -433,3 +369,68 @@ def test_docs_many_nodes_md(
     assert main(["attach", name, "--stop"]) == 0
     assert main(["attach", name, "--quiet"]) == 2, "it is known by its directory only now"
     assert main(["attach", str(out), "--quiet"]) == 0
+
+
+# ── a large file, in pieces ──────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file of some 17 MB, among small ones; 300 pieces with ``lease_bytes`` of an extent."""
+    folder = tmp_path_factory.mktemp("large")
+    make_large(folder / "large", 3, extents=300)
+    (folder / "small").write_bytes(b"needle")
+    return folder
+
+
+def large_disturbed(cluster: Any, large: Path, disturb: Callable[[], None], seed: int, **options: Any) -> Any:
+    options = {"patterns": LARGE_PATTERNS, "lease_bytes": EXTENT, **options}
+    with start(cluster, large, **options) as job:
+        table = disturbed(job, random.Random(seed).randrange(1, 200), disturb)
+    found, wanted = oracle.found(table), oracle.expected(large.iterdir(), LARGE_PATTERNS)
+    assert found == wanted, oracle.explain_difference(found, wanted)
+    assert (job.stats.files, job.stats.matches, job.errors.num_rows) == (2, len(wanted), 0)
+    return job
+
+
+# Behind those that read what a driver prints: Ray tells every driver of a node that has died lately.
+def test_a_large_file_is_split_over_nodes_and_one_is_killed(cluster: Any, large: Path) -> None:
+    """Lines, columns and matches over every border, whoever scanned the pieces; the node dies at a random moment."""
+    job = large_disturbed(cluster, large, lose_node(cluster), 1)
+    assert sum(read > 0 for read in job.nodes["bytes"].to_pylist()) > 1
+
+
+@pytest.mark.slow  # each takes half a minute
+@pytest.mark.parametrize("seed", range(9))
+def test_a_large_file_and_anything_killed(cluster: Any, large: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    victims = [
+        lambda: lose_node(cluster),
+        lambda: kill_one(rng, "ray::AgentActor"),
+        lambda: kill_one(rng, "ray::OrchestratorActor"),
+    ]
+    options = {"checkpoint": tmp_path / "c"} if seed % 2 else {}
+    large_disturbed(cluster, large, victims[seed % 3](), seed, **options)
+
+
+@pytest.mark.slow  # a job's processes have to start
+def test_a_large_file_in_an_output_directory(cluster: Any, large: Path, tmp_path: Path) -> None:
+    """The agents write the pieces' rows as they are; whoever attaches gets the file's."""
+    options = {"patterns": LARGE_PATTERNS, "lease_bytes": EXTENT, "output_dir": tmp_path / "out"}
+    wanted = oracle.expected(large.iterdir(), LARGE_PATTERNS)
+    job = start(cluster, large, **options)
+    timer = threading.Timer(3, kill_one(random.Random(1), "ray::OrchestratorActor", "ray::AgentActor"))
+    timer.start()
+    try:
+        check(job.to_table(), wanted)
+        assert job.stats.files == 2
+    finally:
+        timer.cancel()
+        job.stop()
+    again = ua.attach(str(tmp_path / "out"), address=cluster.address)
+    check(again.to_table(), wanted)
+    assert again.stats.matches == len(wanted)
+    counts = start(cluster, large, **{**options, "output_dir": tmp_path / "counts", "report": "count"})
+    try:
+        counted = dict(zip(*counts.to_table().to_pydict().values(), strict=True))
+    finally:
+        counts.stop()
+    assert counted == {bytes(large / "large"): len(wanted) - 1, bytes(large / "small"): 1}
