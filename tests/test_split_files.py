@@ -19,7 +19,7 @@ import uring_actors as ua
 from tests import oracle, processes
 from tests.large_files import EXTENT, PATTERNS, make_large
 from tests.test_checkpoint import cuts
-from uring_actors.journal import Follower
+from uring_actors.journal import MAGIC, Follower, encode
 from uring_actors.many.leases import LOSSES_MAX, Limits
 from uring_actors.many.orchestrator import JobPlan, Orchestrator
 from uring_actors.many.progress import JOURNAL, Ledger, Receipt
@@ -211,6 +211,35 @@ def test_a_file_that_is_gone_is_one_error(files: Path, tmp_path: Path) -> None:
     os.rename(tmp_path / "away", large)
     resumed = scan(tmp_path / "files", checkpoint=tmp_path / "c", resume=True)
     check(resumed, oracle.expected([Path(large)], PATTERNS), files=1)
+
+
+def test_a_file_that_is_gone_when_its_scan_goes_on(files: Path, tmp_path: Path) -> None:
+    """The pieces that were done keep their rows, also those behind one that never was; an error says the rest."""
+    (tmp_path / "files").mkdir()
+    large = Path(shutil.copy(files / "large", tmp_path / "files" / "large"))
+    (tmp_path / "files" / "small").write_bytes(b"a needle")
+    wanted = oracle.expected([large], PATTERNS)
+    assert large.read_bytes().index(b"a" * 1000) > 5 * EXTENT, "a chain through all of it would begin anew"
+    checkpoint = tmp_path / "c"
+    scan(tmp_path / "files", checkpoint=checkpoint).to_table()
+    kept = []
+    for record in Follower(checkpoint / JOURNAL).new():
+        piece = record.get("piece")
+        if record["t"] != "end" and not (piece and 2 * EXTENT <= piece["start"] < 4 * EXTENT):
+            kept.append(record)
+    (checkpoint / JOURNAL).write_bytes(MAGIC + b"".join(map(encode, kept)))
+    large.unlink()
+    for _ in range(2):
+        job = scan(tmp_path / "files", checkpoint=checkpoint, resume=True)
+        found = {row for row in oracle.found(job.to_table()) if row[0] == bytes(large)}
+        assert {row for row in found if row[2] < 2 * EXTENT} == {row for row in wanted if row[2] < 2 * EXTENT}
+        behind = {(*row[:4], None, row[5]) for row in wanted if row[2] > 5 * EXTENT}
+        assert {(*row[:4], None, row[5]) for row in found if row[2] > 5 * EXTENT} == behind
+        assert {row[4] for row in found if row[2] > 5 * EXTENT} == {None}
+        assert not [row for row in found if 2 * EXTENT <= row[2] < 4 * EXTENT]
+        assert job.errors["path"].to_pylist() == [bytes(large)]
+        assert job.errors["errno"].to_pylist() == [errno.ENOENT]
+        assert job.stats.files == 2
 
 
 def test_a_file_that_shrank_is_one_error(files: Path, tmp_path: Path) -> None:

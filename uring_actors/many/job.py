@@ -105,9 +105,10 @@ class JobScan:
             yield from rows.batches()
             if self._directory is None:
                 rows.drop()
-        yield from self._joiner.ready()
         if self._directory is not None:
-            yield from earlier_rows(self._directory, self._run)
+            yield from self._joiner.rest()
+        elif self._joiner.waiting:
+            yield from self._joiner.ready()
 
     def to_table(self) -> pa.Table:
         """All rows (that are left) as one table."""
@@ -184,17 +185,18 @@ class Joiner:
         self._follower = Follower(directory / JOURNAL)
         self._ledger = Ledger(directory, run)
         self._keep = keep
-        self._waiting: dict[int, LeaseRows] = {}
+        self.waiting: dict[int, LeaseRows] = {}
+        """By lease, the pieces that came and were not given yet."""
 
     def add(self, lease: int, rows: LeaseRows) -> Iterator[pa.RecordBatch]:
         """A piece that counts; the rows that can be had now."""
-        self._waiting[lease] = rows
+        self.waiting[lease] = rows
         yield from self.ready()
-        for lease, rows in list(self._waiting.items()):
+        for lease, rows in list(self.waiting.items()):
             if self._ledger.waits(lease):
                 rows.put_away()
                 continue
-            del self._waiting[lease]
+            del self.waiting[lease]
             if not self._keep:
                 rows.drop()
 
@@ -206,19 +208,16 @@ class Joiner:
                 if ledger.is_piece(lease) and lease >= ledger.first_of_run > 0:
                     yield from ledger.rows(lease, self._rows)
 
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """Once the job is done: what is left, and what earlier processes have found, as far as it still counts."""
+        yield from self.ready()
+        for lease in self._ledger.earlier_leases():
+            yield from self._ledger.rows(lease)
+
     def _rows(self, lease: int) -> Iterator[pa.RecordBatch]:
-        if lease in self._waiting:
-            return self._waiting[lease].batches()
+        if lease in self.waiting:
+            return self.waiting[lease].batches()
         return self._ledger.part(lease)
-
-
-def earlier_rows(directory: Path, run: str | None) -> Iterator[pa.RecordBatch]:
-    """What the runs before ``run`` (None: the last) have found, as far as it still counts. For a job that is done."""
-    ledger = Ledger(directory, run)
-    for record in Follower(directory / JOURNAL).new():
-        ledger.take(record)
-    for lease in ledger.earlier_leases():
-        yield from ledger.rows(lease)
 
 
 def nodes_table(reports: Iterable[NodeReport]) -> pa.Table:

@@ -186,6 +186,9 @@ class Orchestrator:
         self._changed.notify_all()
 
     def _end_listing(self, node: str | None) -> None:
+        if node is None:
+            for entry in self._progress.unlisted(self._plan.limits):
+                self._add(None, entry)
         self._book.end_listing(node)
         self._listed.add(node)
         self._look_whether_finished()

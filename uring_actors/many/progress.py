@@ -254,8 +254,10 @@ class Ledger:
     def _joined(self, lease: int, read: Read) -> Iterator[pa.RecordBatch]:
         from uring_actors.ops.joining import join, put_right  # what else reads a journal needs no operations
 
-        split = self._split[self._pieces[lease][0]]
+        split = self._split.get(self._pieces[lease][0])
         assert self.splits is not None
+        if split is None or lease not in split.placed:
+            return  # it counts no longer
         if self.splits == "matches":
             done, border = split.border_of(lease)
             for batch in read(lease):
@@ -321,6 +323,8 @@ class Progress(Ledger):
         except BaseException:
             self._journal.close()
             raise
+        self._unlisted = set(self._split)
+        """Files in pieces that were not listed since this was opened."""
         self._unseen = {key for key, (_, lease) in self._done.items() if lease < self.first_of_run}
 
     def _replay(self, wanted: str, resume: bool) -> None:
@@ -358,6 +362,7 @@ class Progress(Ledger):
         """What of a listed file needs work: nothing, all of it, or pieces of it."""
         key = _key(node, entry.path)
         split = self._split.get(key)
+        self._unlisted.discard(key)
         if split is not None and self._goes_on(key, split, entry):
             self._unseen.discard(key)
             entry = replace(entry, size=split.size, mtime_ns=split.mtime_ns, inode=split.inode)
@@ -373,6 +378,15 @@ class Progress(Ledger):
         """Whether the pieces that are done count: those of this run do, as the file was listed then."""
         this_run = self._done[key][1] >= self.first_of_run
         return this_run or split.same(entry.size, entry.mtime_ns, entry.inode, self._extent)
+
+    def unlisted(self, limits: Limits) -> list[FileEntry]:
+        """Once all is listed: what is missing of files in pieces that were not there any more. Reading it fails, and
+        says so; the pieces that are done count."""
+        return [
+            FileEntry(0, split.path, split.size, 0, split.inode, split.mtime_ns, piece)
+            for split in map(self._split.__getitem__, self._unlisted & self._split.keys())
+            for piece in split.missing(limits.bytes)
+        ]
 
     def misfit(self, entry: FileEntry) -> FileEntry | None:
         """The piece of the entry's file, if there is one now, that must be scanned again before others count."""
