@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uring_actors.many.leases import LOSSES_MAX, Lease, LeaseBook, Limits
+from uring_actors.pieces import Piece
 from uring_actors.plan import FileEntry
 
 LIMITS = Limits(bytes=100, files=4, held_bytes=250, held=3, pending=5, seconds=10)
@@ -100,6 +102,32 @@ def test_sizes(sizes: list[int]) -> None:
         seen += numbers(leases)
     assert seen == list(range(len(sizes)))
     assert book.idle([])
+
+
+def test_a_piece_is_a_lease_of_its_own() -> None:
+    """In the file's order; one that others wait for comes first."""
+    book = LeaseBook(LIMITS)
+    book.add(None, entry(0, 10))
+    for start in (0, 100, 200):
+        book.add(None, replace(entry(1, 250), piece=Piece(start, min(250, start + 100))))
+    book.add(None, entry(2, 10))
+    book.add(None, replace(entry(1, 250), piece=Piece(100, 200, ((0, 101),))))
+    book.add(None, entry(3, 10))
+    book.end_listing(None)
+    seen = []
+    while leases := book.grant("p", "a", 0):
+        seen += [([one.id for one in lease.files], lease.files[0].start, lease.bytes) for lease in leases]
+        for lease in leases:
+            book.acknowledge(lease.id, 1)
+    assert seen == [
+        ([1], 100, 100),
+        ([0], 0, 10),
+        ([1], 0, 100),
+        ([1], 100, 100),
+        ([1], 200, 50),
+        ([2], 0, 10),
+        ([3], 0, 10),
+    ]
 
 
 def test_a_slow_pipeline_gets_less() -> None:

@@ -21,6 +21,8 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
+from tests.large_files import EXTENT, make_large
+from tests.large_files import PATTERNS as LARGE_PATTERNS
 from uring_actors.cli import main
 from uring_actors.config import ScanOptions
 from uring_actors.errors import InputError, NodeFailed, OptionError, UringActorsError
@@ -532,3 +534,71 @@ def test_docs_many_nodes_md(
     assert main(["attach", name, "--stop"]) == 0
     assert main(["attach", name, "--quiet"]) == 2, "it is known by its directory only now"
     assert main(["attach", str(out), "--quiet"]) == 0
+
+
+# ── a large file, in pieces ──────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file of some 17 MB, among small ones; 300 pieces with ``lease_bytes`` of an extent."""
+    folder = tmp_path_factory.mktemp("large")
+    make_large(folder / "large", 3, extents=300)
+    (folder / "small").write_bytes(b"needle")
+    return folder
+
+
+def large_disturbed(cluster: Any, large: Path, disturb: Callable[[], None], seed: int, **options: Any) -> Any:
+    options = {"patterns": LARGE_PATTERNS, "lease_bytes": EXTENT, **options}
+    with start(cluster, large, **options) as job:
+        table = disturbed(job, random.Random(seed).randrange(1, 200), disturb)
+    found, wanted = oracle.found(table), oracle.expected(large.iterdir(), LARGE_PATTERNS)
+    assert found == wanted, oracle.explain_difference(found, wanted)
+    assert (job.stats.files, job.stats.matches, job.errors.num_rows) == (2, len(wanted), 0)
+    return job
+
+
+# Behind those that read what a driver prints: Ray tells every driver of a node that has died lately.
+def test_a_large_file_is_split_over_nodes_and_one_is_killed(cluster: Any, large: Path) -> None:
+    """Lines, columns and matches over every border, whoever scanned the pieces; the node dies at a random moment."""
+    job = large_disturbed(cluster, large, lose_node(cluster), 1)
+    assert sum(read > 0 for read in job.nodes["bytes"].to_pylist()) > 1
+
+
+@pytest.mark.slow  # each takes half a minute
+@pytest.mark.parametrize("seed", range(8))
+def test_a_large_file_and_anything_killed(cluster: Any, large: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    victims = [
+        lambda: lose_node(cluster),
+        lambda: kill_one(rng, "ray::AgentActor"),
+        lambda: kill_one(rng, "ray::OrchestratorActor"),
+        lambda: kill_one(rng, "ray::HostActor", "ray::ReaderActor"),
+    ]
+    options: dict[str, Any] = {"engine": "ray"} if seed % 4 == 3 else {}
+    if seed < 4:
+        options["checkpoint"] = tmp_path / "c"
+    large_disturbed(cluster, large, victims[seed % 4](), seed, **options)
+
+
+@pytest.mark.slow  # a job's processes have to start
+def test_a_large_file_in_an_output_directory(cluster: Any, large: Path, tmp_path: Path) -> None:
+    """The agents write the pieces' rows as they are; whoever attaches gets the file's."""
+    options = {"patterns": LARGE_PATTERNS, "lease_bytes": EXTENT, "output_dir": tmp_path / "out"}
+    wanted = oracle.expected(large.iterdir(), LARGE_PATTERNS)
+    job = start(cluster, large, **options)
+    timer = threading.Timer(3, kill_one(random.Random(1), "ray::OrchestratorActor", "ray::AgentActor"))
+    timer.start()
+    try:
+        check(job.to_table(), wanted)
+        assert job.stats.files == 2
+    finally:
+        timer.cancel()
+        job.stop()
+    again = ua.attach(str(tmp_path / "out"), address=cluster.address)
+    check(again.to_table(), wanted)
+    assert again.stats.matches == len(wanted)
+    counts = start(cluster, large, **{**options, "output_dir": tmp_path / "counts", "report": "count"})
+    try:
+        counted = dict(zip(*counts.to_table().to_pydict().values(), strict=True))
+    finally:
+        counts.stop()
+    assert counted == {bytes(large / "large"): len(wanted) - 1, bytes(large / "small"): 1}

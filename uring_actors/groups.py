@@ -4,12 +4,15 @@ Whoever hands a node files in a *group* gets its rows in ``GroupRows``, each of 
 of them one ``GroupEnd``: from then on nothing more will come of it. That is what lets rows be counted all at once
 or not at all (``many/``). The kernel host keeps the account, in its settling thread; operations only say which
 files they have settled.
+
+A piece of a file is a group of its own. Its rows name it as ``FileEntry.name`` does, and may have to be put right
+(``pieces.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -17,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from uring_actors.errors import PipelineError
-from uring_actors.plan import FileEntry
+from uring_actors.pieces import PieceEnd
+from uring_actors.plan import FileEntry, path_of
 from uring_actors.results.errors import Failure
 
 
@@ -38,6 +42,8 @@ class GroupEnd:
     bytes: int
     """Of the files that could be read, as they were listed."""
     failures: tuple[Failure, ...]
+    piece: PieceEnd | None = None
+    """What the group leaves, where it is a piece of a file."""
 
 
 Item: TypeAlias = pa.RecordBatch | GroupRows | GroupEnd
@@ -48,9 +54,10 @@ Item: TypeAlias = pa.RecordBatch | GroupRows | GroupEnd
 class _Group:
     left: set[int]
     """Ids of the files still to be settled."""
-    sizes: dict[bytes, int]
-    """Of all files, by path."""
+    files: dict[bytes, FileEntry]
+    """By name."""
     failures: list[Failure] = field(default_factory=list)
+    piece: PieceEnd | None = None
 
 
 class Groups:
@@ -59,20 +66,22 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[int, _Group] = {}
         self._of_file: dict[int, int] = {}
-        self._of_path: dict[bytes, int] = {}
+        self._of_name: dict[bytes, int] = {}
         self._failures_seen = 0
 
-    def begin(self, group: int, files: Sequence[FileEntry]) -> None:
-        """``files`` are all that ``group`` has. They are announced to the settler after this.
+    def begin(self, group: int, files: Sequence[FileEntry]) -> Sequence[FileEntry]:
+        """``files`` are all that ``group`` has. What is returned is announced to the settler after this: pieces go by
+        their name there.
 
-        Raises PipelineError where a path is already in another group: its rows could not be told apart.
+        Raises PipelineError where a name is already in another group: its rows could not be told apart.
         """
         for entry in files:
-            if entry.path in self._of_path:
+            if entry.name in self._of_name:
                 raise PipelineError("a file was handed to a node twice at once", path=entry.path)
-            self._of_path[entry.path] = group
+            self._of_name[entry.name] = group
             self._of_file[entry.id] = group
-        self._groups[group] = _Group({entry.id for entry in files}, {entry.path: entry.size for entry in files})
+        self._groups[group] = _Group({entry.id for entry in files}, {entry.name: entry for entry in files})
+        return [entry if entry.piece is None else replace(entry, path=entry.name) for entry in files]
 
     def rows(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | GroupRows]:
         """The batch, in parts of one group each."""
@@ -87,17 +96,18 @@ class Groups:
         paths = batch.column("path")
         if not pa.types.is_dictionary(paths.type):
             paths = paths.dictionary_encode()
-        of_value = np.array([self._of_path[path] for path in paths.dictionary.to_pylist()], np.int64)
+        of_value = np.array([self._of_name[path] for path in paths.dictionary.to_pylist()], np.int64)
         of_row: np.ndarray[Any, Any] = of_value[paths.indices.to_numpy(zero_copy_only=False)]
         borders = [0, *(np.flatnonzero(np.diff(of_row)) + 1).tolist(), len(of_row)]
         for first, last in pairwise(borders):
             if last > first:
                 yield GroupRows(int(of_row[first]), batch.slice(first, last - first))
 
-    def settled(self, ids: Sequence[int], failures: Sequence[Failure]) -> list[int]:
-        """These files are settled; ``failures``: all of the scan so far. The groups that have none left."""
+    def settled(self, ids: Sequence[int], failures: Sequence[Failure], ends: Mapping[int, PieceEnd]) -> list[int]:
+        """These files are settled; ``failures``: all of the scan so far; ``ends``: what pieces among them leave. The
+        groups that have none left."""
         for failure in failures[self._failures_seen :]:
-            if (group := self._of_path.get(failure.path)) is not None:
+            if (group := self._of_name.get(failure.path)) is not None:
                 self._groups[group].failures.append(failure)
         self._failures_seen = len(failures)
         complete = []
@@ -105,6 +115,7 @@ class Groups:
             group = self._of_file.pop(number, None)
             if group is None:
                 continue
+            self._groups[group].piece = ends.get(number)
             left = self._groups[group].left
             left.remove(number)
             if not left:
@@ -114,8 +125,11 @@ class Groups:
     def end(self, group: int) -> GroupEnd:
         """Forget a group whose rows have all been handed on."""
         known = self._groups.pop(group)
-        for path in known.sizes:
-            del self._of_path[path]
+        for name in known.files:
+            del self._of_name[name]
         unread = {failure.path for failure in known.failures if failure.offset is None}
-        read = sum(size for path, size in known.sizes.items() if path not in unread)
-        return GroupEnd(group, len(known.sizes), read, tuple(known.failures))
+        read = sum(entry.length for name, entry in known.files.items() if name not in unread)
+        failures = tuple(replace(failure, path=path_of(failure.path)) for failure in known.failures)
+        begun = sum(entry.start == 0 for entry in known.files.values())  # a file in pieces counts with its first
+        piece = None if all(entry.piece is None for entry in known.files.values()) else known.piece or PieceEnd()
+        return GroupEnd(group, begun, read, failures, piece)

@@ -129,7 +129,7 @@ class KernelHost:
         while not self._incoming.empty():
             files, group = self._incoming.get()
             if group is not None:
-                self._groups.begin(group, files)
+                files = self._groups.begin(group, files)
             self._settler.expect(files)
         if count:
             rows = self._rows[:count]
@@ -168,8 +168,9 @@ class KernelHost:
         settled = self._settler.settled
         if not settled:
             return []
-        complete = self._groups.settled(settled, self._settler.failures)
+        complete = self._groups.settled(settled, self._settler.failures, self._settler.ends)
         settled.clear()
+        self._settler.ends.clear()
         return complete
 
     def _put(self, item: Item | None) -> bool:

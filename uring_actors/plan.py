@@ -31,13 +31,14 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 
 from uring_actors.errors import InputError, OptionError
+from uring_actors.pieces import Piece
 from uring_actors.results.errors import Failure, Skipped
 from uring_actors.selection import Scope, Selection
 from uring_actors.uring import listing as directory
@@ -74,6 +75,34 @@ class FileEntry:
     inode: int
     mtime_ns: int = 0
     """As ``st_mtime_ns``: with size and inode, what tells a changed file from an unchanged one."""
+    piece: Piece | None = None
+    """What of the file is to be scanned; None: all of it."""
+
+    @property
+    def start(self) -> int:
+        return 0 if self.piece is None else self.piece.start
+
+    @property
+    def stop(self) -> int:
+        return self.size if self.piece is None else self.piece.stop
+
+    @property
+    def length(self) -> int:
+        """How many bytes are to be scanned."""
+        return self.stop - self.start
+
+    @property
+    def name(self) -> bytes:
+        """What tells it from any other file or piece that is scanned at the same time: the path, of a piece with its
+        place behind a NUL, which no path can hold. ``path_of`` is the way back."""
+        if self.piece is None:
+            return self.path
+        return b"%b\0%d%b" % (self.path, self.piece.start, b"+" if self.piece.resume else b"")
+
+
+def path_of(name: bytes) -> bytes:
+    """The path in a ``FileEntry.name``."""
+    return name.partition(b"\0")[0]
 
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -95,6 +124,8 @@ class FileBatch(Sequence[FileEntry]):
     mtimes: Ints
     ends: Ints
     paths: bytes
+    pieces: Mapping[int, Piece] = field(default_factory=dict)
+    """By id, of the files that are not to be scanned as a whole."""
 
     @classmethod
     def of(cls, files: Sequence[FileEntry]) -> FileBatch:
@@ -105,7 +136,8 @@ class FileBatch(Sequence[FileEntry]):
         rows = [(f.id, f.size, f.device, _signed(f.inode), f.mtime_ns, len(f.path) + 1) for f in files]
         ids, sizes, devices, inodes, mtimes, lengths = np.array(rows, np.int64).reshape(-1, 6).T.copy()
         paths = b"".join(f.path + b"\0" for f in files)
-        return cls(ids, sizes, devices, inodes, mtimes, np.cumsum(lengths), paths)
+        pieces = {f.id: f.piece for f in files if f.piece is not None}
+        return cls(ids, sizes, devices, inodes, mtimes, np.cumsum(lengths), paths, pieces)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -128,6 +160,7 @@ class FileBatch(Sequence[FileEntry]):
             int(self.devices[at]),
             int(self.inodes[at]) & _ALL_BITS,
             int(self.mtimes[at]),
+            self.pieces.get(int(self.ids[at])),
         )
 
     def entry(self, number: int) -> FileEntry:
@@ -147,7 +180,7 @@ class FileBatch(Sequence[FileEntry]):
         ids, sizes, devices, inodes, mtimes, ends = (column[first:stop] for column in columns)
         start = int(self.ends[first - 1]) if first else 0
         paths = self.paths[start : int(ends[-1])] if len(ends) else b""
-        return FileBatch(ids, sizes, devices, inodes, mtimes, ends - start, paths)
+        return FileBatch(ids, sizes, devices, inodes, mtimes, ends - start, paths, self.pieces)
 
     def take(self, rows: np.ndarray[Any, Any]) -> FileBatch:
         """These rows (ascending), as a batch of their own."""
@@ -157,7 +190,7 @@ class FileBatch(Sequence[FileEntry]):
         ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         columns = (self.ids, self.sizes, self.devices, self.inodes, self.mtimes)
         ids, sizes, devices, inodes, mtimes = (column[rows] for column in columns)
-        return FileBatch(ids, sizes, devices, inodes, mtimes, ends, b"".join(paths))
+        return FileBatch(ids, sizes, devices, inodes, mtimes, ends, b"".join(paths), self.pieces)
 
 
 Listed: TypeAlias = FileBatch | Skipped | Failure

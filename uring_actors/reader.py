@@ -378,7 +378,7 @@ class Reader:
         return taken
 
     def _read_files(self, batch: FileBatch) -> None:
-        """Have small files packed, and read the others one by one."""
+        """Have small files packed, and read the others one by one; a file in pieces is never small."""
         small = batch.sizes <= self._pack_most
         if small.any():
             self._pack(batch.take(np.flatnonzero(small)))
@@ -455,12 +455,13 @@ class Reader:
         self._run_done(self._token)
 
     def _runs(self, entry: FileEntry, file: _Open) -> Iterator[tuple[int, int, bool]]:
-        """The file's runs of extents: first, how many, and whether past the page cache. Under ``auto`` the kernel is
-        asked what it has cached, run by run as they are made; one extent alone isn't worth the question."""
-        extents = self.geometry.extents(entry.size)
-        ask = self.io == "auto" and extents > 1
-        for first in range(0, extents, self._run_extents):
-            count = min(self._run_extents, extents - first)
+        """The file's runs of extents (or the piece's): first, how many, and whether past the page cache. Under
+        ``auto`` the kernel is asked what it has cached, run by run as they are made; one extent alone isn't worth the
+        question."""
+        extents = range(entry.start // self.geometry.payload, self.geometry.extents(entry.stop))
+        ask = self.io == "auto" and len(extents) > 1
+        for first in extents[:: self._run_extents]:
+            count = min(self._run_extents, extents.stop - first)
             if not ask:
                 yield first, count, self.io == "direct"
                 continue

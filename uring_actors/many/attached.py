@@ -94,7 +94,7 @@ class AttachedJob:
         self._follower = Follower(directory / JOURNAL)
         self._ledger = Ledger(directory, name)
         self._new: list[int] = []
-        """This run's leases with rows that have not been given yet."""
+        """This run's leases of which the rows have not been given yet."""
         self._refresh()
         if self._ledger.schema is None:
             raise OptionError("the job has not begun", path=bytes(directory))
@@ -103,10 +103,9 @@ class AttachedJob:
     def _refresh(self) -> None:
         """Read on in the journal."""
         for record in self._follower.new():
-            self._ledger.take(record)
+            ready = self._ledger.take(record)
             first = self._ledger.first_of_run
-            if record["t"] == "done" and record["part"] is not None and first and record["lease"] >= first:
-                self._new.append(record["lease"])
+            self._new += [lease for lease in ready if lease >= first > 0]
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The rows so far, and those to come. Raises what the job failed of."""
@@ -123,7 +122,7 @@ class AttachedJob:
             if status.failure is not None:
                 raise status.failure
             time.sleep(_LOOK_SECONDS)
-        for lease in self._ledger.earlier_parts():
+        for lease in self._ledger.earlier_leases():
             yield from self._counted(self._ledger.rows(lease))
         self.close()
 

@@ -17,11 +17,12 @@ from types import TracebackType
 import pyarrow as pa
 
 from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.groups import GroupEnd
 from uring_actors.journal import Follower
 from uring_actors.many.crew import Crew
 from uring_actors.many.orchestrator import JobStatus, NodeReport
 from uring_actors.many.progress import JOURNAL, Ledger
-from uring_actors.many.receiver import Receiver, matches_in
+from uring_actors.many.receiver import LeaseRows, Receiver, matches_in
 from uring_actors.results.errors import Failure, Skipped, errors_table, skipped_table
 from uring_actors.results.stats import ScanStats
 
@@ -55,15 +56,18 @@ class JobScan:
         engine: str,
         io: str,
         run: str,
+        journal_of: Path,
         directory: Path | None,
         scratch: tempfile.TemporaryDirectory[str] | None,
     ) -> None:
-        """directory: where the job keeps its progress; None: nowhere that lasts. scratch: removed at the end."""
+        """journal_of: the directory with the journal. directory: where the job keeps its progress; None: nowhere that
+        lasts. scratch: removed at the end."""
         self._began = time.monotonic()
         self._crew = crew
         self._engine, self._io = engine, io
         self._run = run
         self._directory = directory
+        self._joiner = Joiner(journal_of, run, keep=directory is not None)
         self._receiver = Receiver(schema, crew.commit, directory, with_node=with_node)
         self.schema: pa.Schema = self._receiver.schema
         self._first_row: float | None = None
@@ -93,12 +97,18 @@ class JobScan:
                 self._receiver.lose(pipeline)
                 continue
             rows = self._receiver.take(pipeline, node, item)
-            if rows is not None:
-                yield from rows.batches()
-                if self._directory is None:
-                    rows.drop()
+            if rows is None:
+                continue
+            if isinstance(item, GroupEnd) and item.piece is not None:
+                yield from self._joiner.add(item.group, rows)
+                continue
+            yield from rows.batches()
+            if self._directory is None:
+                rows.drop()
         if self._directory is not None:
-            yield from earlier_rows(self._directory, self._run)
+            yield from self._joiner.rest()
+        elif self._joiner.waiting:
+            yield from self._joiner.ready()
 
     def to_table(self) -> pa.Table:
         """All rows (that are left) as one table."""
@@ -166,13 +176,48 @@ def _close(crew: Crew, receiver: Receiver, scratch: tempfile.TemporaryDirectory[
         scratch.cleanup()
 
 
-def earlier_rows(directory: Path, run: str | None) -> Iterator[pa.RecordBatch]:
-    """What the runs before ``run`` (None: the last) have found, as far as it still counts. For a job that is done."""
-    ledger = Ledger(directory, run)
-    for record in Follower(directory / JOURNAL).new():
-        ledger.take(record)
-    for lease in ledger.earlier_parts():
-        yield from ledger.rows(lease)
+class Joiner:
+    """Rows of files' pieces, which wait until those before them have come. One thread."""
+
+    def __init__(self, directory: Path, run: str, *, keep: bool) -> None:
+        """directory: where the journal is in which the pieces' leases are acknowledged. keep: rows lie in parts, and
+        stay there."""
+        self._follower = Follower(directory / JOURNAL)
+        self._ledger = Ledger(directory, run)
+        self._keep = keep
+        self.waiting: dict[int, LeaseRows] = {}
+        """By lease, the pieces that came and were not given yet."""
+
+    def add(self, lease: int, rows: LeaseRows) -> Iterator[pa.RecordBatch]:
+        """A piece that counts; the rows that can be had now."""
+        self.waiting[lease] = rows
+        yield from self.ready()
+        for lease, rows in list(self.waiting.items()):
+            if self._ledger.waits(lease):
+                rows.put_away()
+                continue
+            del self.waiting[lease]
+            if not self._keep:
+                rows.drop()
+
+    def ready(self) -> Iterator[pa.RecordBatch]:
+        """What can be had now, and could not at the last call."""
+        ledger = self._ledger
+        for record in self._follower.new():
+            for lease in ledger.take(record):
+                if ledger.is_piece(lease) and lease >= ledger.first_of_run > 0:
+                    yield from ledger.rows(lease, self._rows)
+
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """Once the job is done: what is left, and what earlier processes have found, as far as it still counts."""
+        yield from self.ready()
+        for lease in self._ledger.earlier_leases():
+            yield from self._ledger.rows(lease)
+
+    def _rows(self, lease: int) -> Iterator[pa.RecordBatch]:
+        if lease in self.waiting:
+            return self.waiting[lease].batches()
+        return self._ledger.part(lease)
 
 
 def nodes_table(reports: Iterable[NodeReport]) -> pa.Table:

@@ -1,8 +1,8 @@
 """Leases: who works on which files, until when, and what comes next. Bookkeeping only: no thread, no clock, no Ray.
 
-A *lease* is some files, bounded in bytes and in number; a larger file is a lease of its own. It is *granted* to a
-pipeline, which becomes one of its holders, and ends when one holder's work is *acknowledged*: the first to be. From
-then on it is unknown, and whatever else comes of it is dropped; that is how each row counts once.
+A *lease* is some files, bounded in bytes and in number; a larger file, or a piece of one, is a lease of its own. It
+is *granted* to a pipeline, which becomes one of its holders, and ends when one holder's work is *acknowledged*: the
+first to be. From then on it is unknown, and whatever else comes of it is dropped; that is how each row counts once.
 
     pending ──grant──▶ held ──acknowledge──▶ gone
        ▲                │ lose: its last holder died
@@ -24,6 +24,8 @@ from typing import Final
 from uring_actors.config import MIB
 from uring_actors.plan import FileEntry
 
+SPLIT_ABOVE: Final = 4
+"""A shared file larger than so many leases is split, where the operation has a way of it."""
 LOSSES_ALONE: Final = 2
 LOSSES_MAX: Final = 4
 _AT_LEAST: Final = 2
@@ -42,6 +44,8 @@ class Limits:
 
     bytes: int = 64 * MIB
     files: int = 1024
+    split_bytes: int = SPLIT_ABOVE * 64 * MIB
+    """A shared file with more is split into pieces of ``bytes`` each."""
     held_bytes: int = 256 * MIB
     held: int = 8
     pending: int = 64
@@ -60,7 +64,7 @@ class Lease:
 
     @property
     def bytes(self) -> int:
-        return sum(entry.size for entry in self.files)
+        return sum(entry.length for entry in self.files)
 
 
 @dataclass(slots=True)
@@ -101,22 +105,29 @@ class LeaseBook:
         return self._shared if node is None else self._local.setdefault(node, _Listing())
 
     def add(self, node: str | None, entry: FileEntry) -> None:
-        """A file that was listed."""
+        """A file that was listed, or a piece of one, which is a lease of its own."""
         listing = self._listing(node)
-        if listing.open and listing.open_bytes + entry.size > self._limits.bytes:
+        if listing.open and (entry.piece is not None or listing.open_bytes + entry.length > self._limits.bytes):
             self.close_open(node)
         listing.open.append(entry)
-        listing.open_bytes += entry.size
-        if listing.open_bytes >= self._limits.bytes or len(listing.open) >= self._limits.files:
+        listing.open_bytes += entry.length
+        if entry.piece is not None:
+            self.close_open(node, next_up=bool(entry.piece.resume))
+        elif listing.open_bytes >= self._limits.bytes or len(listing.open) >= self._limits.files:
             self.close_open(node)
 
-    def close_open(self, node: str | None) -> None:
-        """What was listed since the last lease becomes one, so that work can begin."""
+    def close_open(self, node: str | None, *, next_up: bool = False) -> None:
+        """What was listed since the last lease becomes one, so that work can begin; ``next_up``: with this one, for
+        which others wait."""
         listing = self._listing(node)
         if listing.open:
             lease = Lease(self._next, node, tuple(listing.open))
             self._next += 1
-            listing.pending.append(_Held(lease, listing.open_bytes))
+            held = _Held(lease, listing.open_bytes)
+            if next_up:
+                listing.pending.appendleft(held)
+            else:
+                listing.pending.append(held)
             listing.open, listing.open_bytes = [], 0
 
     def end_listing(self, node: str | None) -> None:

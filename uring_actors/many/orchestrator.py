@@ -13,6 +13,7 @@ way can count twice.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from typing import Final
 from uring_actors.errors import PipelineError, UringActorsError
 from uring_actors.many.leases import LOSSES_MAX, Lease, LeaseBook, Limits
 from uring_actors.many.progress import NAMED, Progress, Receipt
+from uring_actors.pieces import LOST, Piece
 from uring_actors.plan import FileEntry, walk
 from uring_actors.results.errors import Failure, Skipped
 from uring_actors.selection import Selection
@@ -52,6 +54,10 @@ class JobPlan:
     schema: bytes
     """Of the rows, serialized."""
     limits: Limits = field(default_factory=Limits)
+    splits: str | None = None
+    """How the rows of a file's pieces become the file's (``Operation.splits``); None: no file is split."""
+    extent: int = 0
+    """Payload bytes of an extent, which pieces are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +123,22 @@ class Orchestrator:
         self._plan = plan
         self._listing = walk(plan.shared, plan.selection) if plan.shared else iter(())
         self._progress = Progress(
-            plan.directory, plan.fingerprint, plan.schema, plan.run, durable=plan.durable, resume=plan.resume
+            plan.directory,
+            plan.fingerprint,
+            plan.schema,
+            plan.run,
+            durable=plan.durable,
+            resume=plan.resume,
+            splits=plan.splits,
+            extent=plan.extent,
         )
         self._book = LeaseBook(plan.limits, self._progress.first_lease)
         self._changed = threading.Condition()
         self._nodes: dict[str, NodeReport] = {}
         self._of_pipeline: dict[str, tuple[str, int]] = {}
         self._lost: set[str] = set()
+        self._again: set[tuple[bytes, Piece]] = set()
+        """Pieces that are scanned again because they did not fit."""
         self._failures: list[Failure] = []
         self._skipped: list[Skipped] = []
         self._local: dict[str, tuple[list[Failure], list[Skipped]]] = {}
@@ -158,11 +173,22 @@ class Orchestrator:
             failures.append(item)
         elif isinstance(item, Skipped):
             skipped.append(item)
-        elif not self._progress.is_done(node, item):
-            self._book.add(node, item)
-            self._changed.notify_all()
+        else:
+            for entry in self._progress.left(node, item, self._plan.limits):
+                self._add(node, entry)
+
+    def _add(self, node: str | None, entry: FileEntry) -> None:
+        if entry.piece is not None and entry.piece.resume:
+            if (entry.path, entry.piece) in self._again:
+                return
+            self._again.add((entry.path, entry.piece))
+        self._book.add(node, entry)
+        self._changed.notify_all()
 
     def _end_listing(self, node: str | None) -> None:
+        if node is None:
+            for entry in self._progress.unlisted(self._plan.limits):
+                self._add(None, entry)
         self._book.end_listing(node)
         self._listed.add(node)
         self._look_whether_finished()
@@ -215,15 +241,20 @@ class Orchestrator:
             lease = self._book.acknowledge(number, time.monotonic())
             if lease is None:
                 return False
-            try:
-                self._progress.commit(lease, pipeline, receipt)
-            except UringActorsError as error:
-                self._fail(error)
-                raise
+            self._commit(lease, pipeline, receipt)
             self._count(pipeline, receipt)
             self._look_whether_finished()
             self._changed.notify_all()
             return True
+
+    def _commit(self, lease: Lease, pipeline: str, receipt: Receipt) -> None:
+        try:
+            self._progress.commit(lease, pipeline, receipt)
+        except UringActorsError as error:
+            self._fail(error)
+            raise
+        if lease.files[0].piece is not None and (misfit := self._progress.misfit(lease.files[0])) is not None:
+            self._add(None, misfit)
 
     def _count(self, pipeline: str, receipt: Receipt) -> None:
         node, leases = self._of_pipeline.get(pipeline, (None, 0))
@@ -252,18 +283,21 @@ class Orchestrator:
                     message=message,
                 )
             for lease in self._book.lose(pipeline):
-                self._failures += [
-                    Failure(
-                        entry.path,
-                        f"given up: {LOSSES_MAX} pipelines died while they had this file; the last: {message}",
-                        node=node,
-                        error="NodeFailed",
-                    )
-                    for entry in lease.files
-                ]
+                self._give_up(lease, node, message)
             self._look_whether_finished()
             self._changed.notify_all()
             return leases
+
+    def _give_up(self, lease: Lease, node: str | None, message: str) -> None:
+        text = f"given up: {LOSSES_MAX} pipelines died while they had this file; the last: {message}"
+        failures = [Failure(entry.path, text, node=node, error="NodeFailed") for entry in lease.files]
+        piece = lease.files[0].piece
+        if piece is None:
+            self._failures += failures
+        else:  # those behind it go on as behind what can't be read
+            failure = replace(failures[0], offset=piece.start)
+            with contextlib.suppress(UringActorsError):  # then the whole job has failed
+                self._commit(lease, "", Receipt(int(piece.start == 0), 0, 0, None, (failure,), LOST))
 
     # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────
     def working(self, node: str, facts: Facts) -> None:

@@ -80,6 +80,13 @@ class LeaseRows:
         if durable:
             sync_directory(final.parent)
 
+    def put_away(self) -> None:
+        """Have them in the file only, once ``add`` is over: they will be wanted later."""
+        if self._writer is None and self.rows:
+            self.spill()
+        self._finish()
+        self._batches, self.memory = [], 0
+
     def _finish(self) -> None:
         if self._writer is not None and not self._sink.closed:
             self._writer.close()
@@ -139,7 +146,8 @@ class Receiver:
             part = f"{end.group:016x}-{pipeline}.arrow"
             rows.keep(self._parts / part, durable=self._durable)
         failures = tuple(replace(failure, node=node) for failure in end.failures)
-        counts = self._commit(end.group, pipeline, Receipt(end.files, end.bytes, rows.matches, part, failures))
+        receipt = Receipt(end.files, end.bytes, rows.matches, part, failures, end.piece)
+        counts = self._commit(end.group, pipeline, receipt)
         if not counts:
             rows.drop()
         return counts

@@ -15,7 +15,7 @@ from uring_actors.config import ScanOptions
 from uring_actors.errors import OptionError
 from uring_actors.many.crew import Crew, LocalCrew
 from uring_actors.many.job import JobScan
-from uring_actors.many.leases import Limits
+from uring_actors.many.leases import SPLIT_ABOVE, Limits
 from uring_actors.many.orchestrator import JobPlan
 from uring_actors.many.paths import HostLocal, split
 from uring_actors.many.progress import fingerprint
@@ -23,6 +23,7 @@ from uring_actors.many.receiver import with_node_column
 from uring_actors.node import NodeSpec
 from uring_actors.ops.base import Operation
 from uring_actors.plan import AnyPath, devices
+from uring_actors.publisher import ScanJob
 from uring_actors.selection import Selection
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def start_job(
     if resume and kept is None:
         raise OptionError("there is nothing to resume without a checkpoint", fix="Name its directory.")
     scratch = tempfile.TemporaryDirectory(prefix="uring_actors-") if kept is None else None
+    splits: str | None = getattr(operation, "splits", None)
     plan = JobPlan(
         shared=tuple(shared),
         local=tuple(local),
@@ -63,7 +65,13 @@ def start_job(
         resume=resume,
         durable=kept is not None,
         schema=(with_node_column(operation.schema) if local else operation.schema).serialize().to_pybytes(),
-        limits=Limits(bytes=options.lease_bytes, held_bytes=4 * options.lease_bytes),
+        limits=Limits(
+            bytes=options.lease_bytes,
+            held_bytes=4 * options.lease_bytes,
+            split_bytes=SPLIT_ABOVE * options.lease_bytes,
+        ),
+        splits=splits,
+        extent=_extent(operation, options) if splits else 0,
     )
     if output_dir is not None and address is not None:
         from uring_actors.many.attached import submit
@@ -90,9 +98,16 @@ def start_job(
         engine=options.engine,
         io=options.io,
         run=plan.run,
+        journal_of=plan.directory,
         directory=None if checkpoint is None else plan.directory,
         scratch=scratch,
     )
+
+
+def _extent(operation: Operation, options: ScanOptions) -> int:
+    """Payload bytes of an extent, on whichever node: what splits has the same context everywhere."""
+    job = ScanJob.fit(options.slot_bytes, operation.opcode, halo=operation.halo, lead=operation.lead)
+    return job.geometry.payload
 
 
 def _crew(

@@ -8,6 +8,10 @@ An operation with ``packs = True`` is run on packed data slots too (``megakernel
 for ``abi.FLAG_PACKED``, works on each file by itself, and says in the file's entry where in the result block its
 results are. Settling gets a row for each file, as ever (COLUMN_RESULT has that place). For all other operations small
 files have slots of their own.
+
+An operation that has ``splits``, and not None, can be run on pieces of a file (``pieces.py``): it names the way in
+which their rows become the file's (``ops/joining.py``). A settler knows a piece by ``FileEntry.name``, which stands
+where a path would be, in its rows and failures too.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
 from uring_actors.megakernel.cuda import DeviceFunction
 from uring_actors.ops.match.automaton import Automata
+from uring_actors.pieces import PieceEnd
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
@@ -46,6 +51,8 @@ class Settler(Protocol):
     failures: list[Failure]
     settled: list[int]
     """Ids of files settled, failed ones included; the kernel host takes them out."""
+    ends: dict[int, PieceEnd]
+    """By id, what the settled pieces of files leave; the kernel host takes them out."""
 
     @property
     def matches(self) -> int:
@@ -117,9 +124,10 @@ _REASONS = {
 }
 
 
-def extents(size: int, payload: int) -> int:
-    """How many extents a file of ``size`` bytes has."""
-    return -(-size // payload)
+def extents(entry: FileEntry, payload: int) -> range:
+    """The numbers of the extents of a file, or of a piece of one."""
+    assert entry.start % payload == 0, "a piece begins in the middle of an extent"
+    return range(entry.start // payload, -(-entry.stop // payload))
 
 
 def read_failure(entry: FileEntry, row: Sequence[int]) -> Failure:

@@ -6,6 +6,7 @@ their values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,16 @@ class Nop(Reduction):
     words = 0
     on_gpu = True
     partial = True
+    splits = "nop"
 
     @property
     def empty(self) -> State:
         return 0
 
     def load(self, words: Words) -> State:
+        return 0
+
+    def load_row(self, size: int, values: Sequence[Any]) -> State:
         return 0
 
     def combine(self, left: State, right: State) -> State:
@@ -49,9 +54,13 @@ class Touch(Nop):
 
     opcode = abi.OP_SCAN_TOUCH
     words = TOUCH_WORDS
+    splits = "touch"
 
     def load(self, words: Words) -> State:
         return int(words[0])
+
+    def load_row(self, size: int, values: Sequence[Any]) -> State:
+        return values[0]
 
     @property
     def fields(self) -> list[pa.Field]:

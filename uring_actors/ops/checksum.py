@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ class Checksum(Reduction):
     opcode = abi.OP_SCAN_CRC32C
     words = CRC32C_WORDS
     on_gpu = True
+    splits = "checksum"
 
     @property
     def empty(self) -> State:
@@ -28,6 +30,9 @@ class Checksum(Reduction):
     def load(self, words: Words) -> State:
         """The checksum, and how many bytes it is of."""
         return int(words[0]), int(words[1])
+
+    def load_row(self, size: int, values: Sequence[Any]) -> State:
+        return values[0], size
 
     def combine(self, left: State, right: State) -> State:
         return combine(left[0], right[0], right[1]), left[1] + right[1]

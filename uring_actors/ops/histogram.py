@@ -45,11 +45,18 @@ class Histogram(Reduction):
             )
 
     @property
+    def splits(self) -> str | None:  # type: ignore[override]
+        return None if self.block else "histogram"
+
+    @property
     def empty(self) -> State:
         return np.zeros(HISTOGRAM_WORDS, np.int64)
 
     def load(self, words: Words) -> State:
         return words.copy()
+
+    def load_row(self, size: int, values: Sequence[Any]) -> State:
+        return np.array(values[1], np.int64)
 
     def load_blocks(self, words: Words) -> Sequence[Any]:
         return list(words.copy())

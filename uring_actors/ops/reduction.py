@@ -28,6 +28,7 @@ from uring_actors.megakernel import ring
 from uring_actors.megakernel.cpu import Worker
 from uring_actors.megakernel.cuda import DeviceFunction
 from uring_actors.ops.base import NotOnDevice, Operation, Rows, Settler, extents, fault_failure, read_failure
+from uring_actors.pieces import PieceEnd
 from uring_actors.plan import FileEntry
 from uring_actors.results.errors import Failure
 
@@ -56,6 +57,8 @@ class Reduction:
     """Whether a file of which bytes are missing has a row, of what there was."""
     block: int = 0
     """Bytes of which each has a row; 0: the whole file has one."""
+    splits: str | None = None
+    """See ``ops/base.py``; then ``load_row`` is needed."""
     device_functions: Sequence[DeviceFunction] = ()
 
     def on_device(self, *, insist: bool) -> Operation:
@@ -98,6 +101,10 @@ class Reduction:
 
     def load(self, words: Words) -> State:
         """The state from its words, which are somebody else's afterwards."""
+        raise NotImplementedError
+
+    def load_row(self, size: int, values: Sequence[Any]) -> State:
+        """The state that became a row: of ``size`` bytes, with these ``values`` of its own columns."""
         raise NotImplementedError
 
     def load_blocks(self, words: Words) -> Sequence[Any]:
@@ -161,11 +168,12 @@ class _File:
         self.entry = entry
         self.left = left
         self.bytes = 0
+        """That have come."""
         self.broken = False
         """Some of it will not come, or could not be combined."""
         self.shrunk: Failure | None = None
         self.runs: dict[int, list[_Run]] = {}
-        """By the offset of a block (0: the file), what there is of it, in order."""
+        """By the offset of a block (or of the file, or piece), what there is of it, in order."""
 
 
 class ReductionSettler:
@@ -177,6 +185,7 @@ class ReductionSettler:
         self.matches = 0
         self.failures: list[Failure] = []
         self.settled: list[int] = []
+        self.ends: dict[int, PieceEnd] = {}
         layout = arena.layout
         self._operation = operation
         self._words, self._block = operation.words, operation.block
@@ -192,7 +201,7 @@ class ReductionSettler:
 
     def expect(self, files: Sequence[FileEntry]) -> None:
         for entry in files:
-            file = _File(entry, extents(entry.size, self._payload))
+            file = _File(entry, len(extents(entry, self._payload)))
             if entry.size:
                 self._open[entry.id] = file
                 continue
@@ -253,7 +262,7 @@ class ReductionSettler:
     def _add(self, file: _File, offset: int, size: int, at: int) -> None:
         """Take the states (at ``at``) of the extent at ``offset``."""
         if not self._block:
-            self._join(file, 0, file.entry.size, offset, offset + size, self._load(at))
+            self._join(file, file.entry.start, file.entry.stop, offset, offset + size, self._load(at))
             return
         stop = offset + size
         while offset < stop:
@@ -322,9 +331,9 @@ class ReductionSettler:
             self.failures.append(file.shrunk)
         if file.broken and self._operation.partial:
             state = self._operation.empty
-            for run in file.runs.get(0, ()):
+            for run in file.runs.get(file.entry.start, ()):
                 state = self._operation.combine(state, run.state)
-            self._emit(file, 0, file.bytes, state)
+            self._emit(file, file.entry.start, file.bytes, state)
         del self._open[file.entry.id]
         self.files += 1
         self.settled.append(file.entry.id)

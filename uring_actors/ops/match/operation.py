@@ -31,12 +31,13 @@ from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.newlines import Newlines
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import PatternPlan
-from uring_actors.ops.match.planset import PlanSet
+from uring_actors.ops.match.planset import PlanSet, halo_of
 from uring_actors.ops.match.reports import SCHEMAS, Report, make_report, nothing_decided
 from uring_actors.ops.match.rows import NO_ROWS
 from uring_actors.ops.match.settle import FileSettler, Settled
 from uring_actors.ops.match.window import LocalFile
-from uring_actors.plan import FileBatch, FileEntry
+from uring_actors.pieces import PieceEnd
+from uring_actors.plan import FileBatch, FileEntry, path_of
 from uring_actors.results.errors import Failure
 from uring_actors.uring.work import say_enough
 
@@ -94,7 +95,18 @@ class Match:
 
     @property
     def halo(self) -> int:
-        return self.plan_set.halo
+        return halo_of(self.plans) if self._all_in_slot else self.plan_set.halo
+
+    @property
+    def _all_in_slot(self) -> bool:
+        """Whether data slots are enough to decide all matches. What engine there is has no say in this, nor then in
+        the halo."""
+        return all(plan.kind.confirmed_in_slot for plan in self.plans)
+
+    @property
+    def splits(self) -> str | None:
+        whole = self.report == "files" or self.max_count is not None or not self._all_in_slot
+        return None if whole else self.report
 
     def result_bytes(self, slot_bytes: int) -> int:
         return slot_bytes // 4
@@ -175,11 +187,11 @@ class _OpenFile:
 
     __slots__ = ("cut", "cut_failure", "entry", "left", "settler")
 
-    def __init__(self, entry: FileEntry, settler: FileSettler, left: int) -> None:
+    def __init__(self, entry: FileEntry, settler: FileSettler, numbers: range) -> None:
         self.entry = entry
         self.settler = settler
-        self.left = left
-        self.cut = left  # the first extent that the shrunken file no longer fills; none so far
+        self.left = len(numbers)
+        self.cut = numbers.stop  # the first extent that the shrunken file no longer fills; none so far
         self.cut_failure: Failure | None = None
 
 
@@ -200,6 +212,7 @@ class MatchSettler:
         self.bytes = 0
         self.failures: list[Failure] = []
         self.settled: list[int] = []
+        self.ends: dict[int, PieceEnd] = {}
         layout = arena.layout
         self._results, self._result_bytes = layout.results, layout.result_bytes
         self._data, self._slot_bytes = layout.data, layout.slot_bytes
@@ -266,8 +279,10 @@ class MatchSettler:
                 assert number in self._stopped, "an extent of a file that is done"
                 return None
             entry = batch.entry(number)
-            settler = FileSettler(self._plans, entry.size, partial(LocalFile, entry.path, entry.device, entry.inode))
-            file = self._open[number] = _OpenFile(entry, settler, extents(entry.size, self._payload))
+            open_file = partial(LocalFile, path_of(entry.path), entry.device, entry.inode)
+            numbers = extents(entry, self._payload)
+            settler = FileSettler(self._plans, entry.size, open_file, piece=entry.piece, first=numbers.start)
+            file = self._open[number] = _OpenFile(entry, settler, numbers)
         return file
 
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
@@ -320,6 +335,8 @@ class MatchSettler:
         if more and file.cut_failure is not None:
             self.failures.append(file.cut_failure)
         file.settler.close()
+        if file.entry.piece is not None:
+            self.ends[file.entry.id] = file.settler.end
         del self._open[file.entry.id]
         self._report.end(file.entry.id, file.entry.path, opened=opened)
         self.failures.extend(self._report.take_failures())

@@ -105,6 +105,11 @@ def _widest(plan: PatternPlan) -> int:
     return (plan.max_width or 0) if plan.kind.confirmed_in_slot else plan.candidate_max
 
 
+def halo_of(plans: Sequence[PatternPlan]) -> int:
+    """As ``PlanSet.halo``."""
+    return max((1 + _widest(plan) for plan in plans), default=0)
+
+
 class Expression:
     """RE2's searches for one source, in UTF-8 or Latin-1.
 
@@ -225,4 +230,4 @@ class PlanSet:
             self.literal_width[p.plan.index] = len(p.plan.literal)
         for p in (*self.bounded.values(), *kinds[Kind.SLOT]):
             assert p.plan.max_width is not None
-        self.halo = max((1 + _widest(p.plan) for p in self.patterns.values()), default=0)
+        self.halo = halo_of(plans)

@@ -33,10 +33,11 @@ from uring_actors.ops.match.planset import Pattern, PlanSet
 from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Row, Rows
 from uring_actors.ops.match.unbounded import Found, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
+from uring_actors.pieces import LOST, UNKNOWN, Piece, PieceEnd
 
 _APART = 4 * abi.NEWLINE_CHUNK
 """Matches that start so far from each other have what lies between them left out when newlines are counted."""
-_UNKNOWN = -2
+_UNKNOWN = UNKNOWN
 """For a number of lines, and for the last newline's place: an extent that was not read lies in between."""
 
 
@@ -65,7 +66,8 @@ class Settled:
 
 
 class FileSettler:
-    """One file's settler. Not for two threads at once; ``close`` it when it will not be finished.
+    """One file's settler, or one piece's (``pieces.py``), which begins at the piece's border. Not for two threads at
+    once; ``close`` it when it will not be finished.
 
     ``window`` reads the file, for whoever needs what lies around a row; it opens the file again after ``close``.
     """
@@ -77,23 +79,37 @@ class FileSettler:
         open_reader: Callable[[], FileReader],
         *,
         window_limit: int = WINDOW_LIMIT,
+        piece: Piece | None = None,
+        first: int = 0,
     ) -> None:
-        """``size`` is the file's as it was listed; ``open_reader`` is called only when the file is needed again."""
+        """``size`` is the file's as it was listed; ``open_reader`` is called only when the file is needed again.
+        ``piece``: what is settled, without unbounded patterns; its first extent has the number ``first``."""
         self.size = size
         self._plans = plans
+        self._piece = piece or Piece(0, size)
+        self._head: list[tuple[int, int, int]] | None = None if piece is None else []
         self._waiting: dict[int, ExtentMatches | Unread] = {}
-        self._next = 0
-        self._frontier = 0
+        self._next = first
+        self._frontier = self._piece.start
         self._lines = 0
         self._newline = NO_NEWLINE
-        self._resume: dict[int, int] = {}  # by pattern, where a match crosses the frontier: its end
+        # By pattern, where a match crosses the frontier: its end.
+        self._resume: dict[int, int] = dict(self._piece.resume)
         self.window = Window(open_reader, size, window_limit)
         self._unbounded = _Unbounded(plans, self.window) if plans.unbounded and size else None
 
     @property
     def finished(self) -> bool:
         """Whether all of the file has been settled (or given up)."""
-        return self._frontier == self.size
+        return self._frontier == self._piece.stop
+
+    @property
+    def end(self) -> PieceEnd:
+        """What the piece leaves, once all of its extents have come."""
+        if not self.finished:  # the file shrank
+            return LOST
+        head = sorted(self._head or (), key=lambda match: match[1])
+        return PieceEnd(self._lines, self._newline, tuple(sorted(self._resume.items())), tuple(head))
 
     def decided(self) -> int:
         """No row that is still to come starts before this offset."""
@@ -117,7 +133,7 @@ class FileSettler:
         if self._unbounded is not None:
             self._unbounded.borders.add(stop, self._lines, self._newline)
         self._next += 1
-        if stop == self.size:
+        if self.finished:
             self.close()
         return True
 
@@ -133,7 +149,7 @@ class FileSettler:
         self._waiting[extent] = result
         done = []
         while (ready := self._waiting.pop(self._next, None)) is not None:
-            assert ready.start == self._frontier <= ready.stop <= self.size, "extents don't meet"
+            assert ready.start == self._frontier <= ready.stop <= self._piece.stop, "extents don't meet"
             done.append(self._lose(ready) if isinstance(ready, Unread) else self._settle(ready))
             self._next += 1
         if self.finished:
@@ -156,6 +172,8 @@ class FileSettler:
         marked, rows, reach = extent.marked, NO_ROWS, 0
         if self._resume and len(marked):
             marked = self._meet(extent, marked, faults)
+        if self._head is not None and extent.start <= self._piece.start + self._plans.halo:
+            self._note_head(marked)
         if len(marked):
             rows, reach = _absolute(marked, self._lines, self._newline)
         if extent.newlines:
@@ -169,6 +187,14 @@ class FileSettler:
         if self._unbounded is not None and (few := self._unbounded.advance(extent, self._newline, faults)):
             rows = Rows.join([rows, Rows.of(few)]) if len(rows) else Rows.of(few)
         return Settled(self._next, rows, tuple(faults))
+
+    def _note_head(self, marked: Marked) -> None:
+        """Remember the matches that a match from before the piece may overlap."""
+        assert self._head is not None
+        few = np.flatnonzero(marked.start <= self._piece.start + self._plans.halo)
+        places = [(int(marked.pattern[k]), int(marked.start[k]), int(marked.end[k])) for k in few.tolist()]
+        patterns, border = self._plans.patterns, self._piece.start
+        self._head += [place for place in places if place[1] < border + patterns[place[0]].width - 1]
 
     def _cross(self, border: int) -> None:
         """The frontier is at ``border`` now."""

@@ -1,0 +1,102 @@
+"""Rows of a file's pieces made into the file's rows, by the way that an operation names (``Operation.splits``).
+
+``matches`` are put right piece by piece (``pieces.py`` says why that is exact). All else has one row a file, which is
+made of all pieces' rows at once: a sum of counts, or the row of the combined states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from uring_actors.ops.bytesum import Nop, Touch
+from uring_actors.ops.checksum import Checksum
+from uring_actors.ops.histogram import Histogram
+from uring_actors.ops.match.newlines import Ints
+from uring_actors.ops.reduction import Reduction
+from uring_actors.pieces import UNKNOWN, Border
+
+MATCHES: Final = "matches"
+_COUNT: Final = "count"
+_REDUCTIONS: Final[dict[str, Reduction]] = {
+    operation.splits: operation for operation in (Nop(), Touch(), Checksum(), Histogram()) if operation.splits
+}
+
+
+def put_right(batch: pa.RecordBatch, path: bytes, border: Border, *, drop: bool) -> pa.RecordBatch:
+    """Rows of the piece that begins at ``border``, as rows of the file. ``drop``: rows of which a match from before
+    the piece leaves no room may be among them."""
+    if drop and border.resume:
+        batch = _without_overlaps(batch, border)
+    start = batch.column("start").to_numpy()
+    line, column = batch.column("line"), batch.column("column")
+    if border.newlines == UNKNOWN:
+        line = pa.nulls(len(batch), pa.int64())
+    elif border.newlines:
+        line = _array(_values(line) + border.newlines, _values(line) == 0)
+    first = _values(column) == start + 1  # no newline of the piece before them
+    if border.newline == UNKNOWN:
+        column = _array(_values(column), first | (_values(column) == 0))
+    else:
+        column = _array(np.where(first, start - border.newline, _values(column)), _values(column) == 0)
+    changed = {"path": _repeated(path, len(batch)), "line": line, "column": column}
+    columns = [changed.get(name, batch.column(name)) for name in batch.schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _without_overlaps(batch: pa.RecordBatch, border: Border) -> pa.RecordBatch:
+    patterns = batch.column("pattern").indices.to_numpy()
+    start = batch.column("start").to_numpy()
+    keep = np.ones(len(batch), np.bool_)
+    for pattern, resume in border.resume.items():
+        keep &= (patterns != pattern) | (start >= resume)
+    return batch if keep.all() else batch.filter(pa.array(keep))
+
+
+def _values(column: pa.Array) -> Ints:
+    """The numbers, 0 for null."""
+    values: Ints = column.fill_null(0).to_numpy()
+    return values
+
+
+def _array(values: Ints, null: NDArray[np.bool_]) -> pa.Array:
+    return pa.array(values, pa.int64(), mask=null)
+
+
+def _repeated(path: bytes, count: int) -> pa.Array:
+    return pa.array([path] * count, pa.binary())
+
+
+def join(kind: str, pieces: Sequence[Sequence[pa.RecordBatch]], path: bytes, dropped: int) -> pa.RecordBatch | None:
+    """The row of a file, from those of all of its pieces, in order; None where it has none. ``dropped``: how many
+    matches were counted that must go."""
+    batches = [batch for piece in pieces for batch in piece if len(batch)]
+    if not batches:
+        return None
+    first = batches[0].slice(0, 1)
+    if kind == _COUNT:
+        total = sum(int(batch.column("count")[0].as_py()) for batch in batches) - dropped
+        return _changed(first, path=path, count=total)
+    operation = _REDUCTIONS[kind]
+    if len(batches) < len(pieces) and not operation.partial:
+        return None
+    state, size = operation.empty, 0
+    for batch in batches:
+        _, part, *values = next(iter(batch.to_pylist())).values()
+        state, size = operation.combine(state, operation.load_row(part, values)), size + part
+    whole = operation.batch([path], [0], [size], [operation.finish(state, size)])
+    rest = first.columns[len(whole.columns) :]  # node, where rows have it
+    return pa.RecordBatch.from_arrays([*whole.columns, *rest], schema=first.schema)
+
+
+def _changed(batch: pa.RecordBatch, **values: object) -> pa.RecordBatch:
+    """The batch, of one row, with other values in some columns."""
+    columns = [
+        pa.array([values[field.name]], field.type) if field.name in values else batch.column(field.name)
+        for field in batch.schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
