@@ -177,6 +177,25 @@ def test_a_file_that_kills_pipelines_is_given_up(folder: Path, spec: NodeSpec, t
     assert found == oracle.expected([path for path in folder.iterdir() if path.name != "41"], PATTERNS)
 
 
+def test_an_agent_that_is_stopped_ends_with_work_left(folder: Path, spec: NodeSpec, tmp_path: Path) -> None:
+    """Nobody takes what its pipeline yields: by itself it would never end."""
+    orchestrator = Orchestrator(plan_of(folder, tmp_path))
+    orchestrator.start()
+    agent = Agent("one", orchestrator, lambda: Mortal(spec, None))
+    started = threading.Event()
+    tending = threading.Thread(target=lambda: agent.tend(lambda pipeline, node: started.set()))
+    tending.start()
+    try:
+        assert started.wait(30)
+        agent.stop()
+        tending.join(10)
+        assert not tending.is_alive()
+        assert not orchestrator.finished
+    finally:
+        agent.close()
+        orchestrator.close()
+
+
 def test_what_comes_late_does_not_count(folder: Path, spec: NodeSpec, tmp_path: Path) -> None:
     """Two pipelines finish the same lease: the first counts, and asked again it still does."""
     orchestrator = Orchestrator(plan_of(folder, tmp_path))

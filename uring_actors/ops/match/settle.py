@@ -119,7 +119,7 @@ class FileSettler:
 
     def add_empty(self, extent: int, stop: int, newlines: int, newline: int) -> bool:
         """Take extent number ``extent``, up to ``stop``, in which no engine saw anything, where nothing else hangs on
-        it: it is the next, no match runs into it, and no search is under way. It has ``newlines``, the last at
+        it: it is the next, no match runs into it, and no search has anything to do. It has ``newlines``, the last at
         ``newline``. False: not taken, it is for ``add``."""
         if extent != self._next or self._waiting or self._resume:
             return False
@@ -352,8 +352,8 @@ class _Unbounded:
 
     @property
     def searching(self) -> bool:
-        """Whether any search has been made."""
-        return bool(self._searches)
+        """Whether a search has something to do in an extent without candidates."""
+        return bool(self._stuck) or not all(search.idle for search in self._searches.values())
 
     def decided(self, frontier: int, newline: int) -> int:
         """No match that is still to be found starts before this offset; as ``Search.decided``."""

@@ -62,6 +62,10 @@ class Search(Protocol):
     def restart(self, at: int) -> None:
         """Give up what starts before ``at``, and go on from there with nothing matched."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether ``advance`` has nothing to do, wherever the frontier is, until candidates are learnt."""
+
 
 def search_for(pattern: Pattern, window: Window) -> Search:
     """The search that the pattern's kind asks for."""
@@ -106,6 +110,11 @@ class EveryLineSearch:
     def suspect(self, start: int, stop: int) -> None:
         """All lines are searched anyway."""
 
+    @property
+    def idle(self) -> bool:
+        """See Search."""
+        return False
+
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search."""
         stop = frontier if frontier == self._window.size else newline
@@ -141,6 +150,11 @@ class LineSearch:
     def suspect(self, start: int, stop: int) -> None:
         """See Search. A match that starts before ``start`` is in the line of that byte."""
         self.learn((start + 1,))
+
+    @property
+    def idle(self) -> bool:
+        """See Search."""
+        return not self._ends
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
         """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now."""
@@ -265,6 +279,11 @@ class FileSearch:
         """See Search."""
         self.learn((stop - 1 + self._pattern.plan.candidate_max,))
 
+    @property
+    def idle(self) -> bool:
+        """See Search."""
+        return not self._ends and self._pattern.plan.candidate is not None
+
     def restart(self, at: int) -> None:
         """See Search."""
         self.at = max(self.at, at)
@@ -365,6 +384,11 @@ class PrefixSearch:
         """See Search. A match that starts before ``start`` has its candidate from the extent before."""
         if self._linear is not None:
             self._linear.suspect(start, stop)
+
+    @property
+    def idle(self) -> bool:
+        """See Search."""
+        return not self._ends if self._linear is None else self._linear.idle
 
     def restart(self, at: int) -> None:
         """See Search."""
