@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import DeadlineExceeded, NodeFailed, OptionError, PipelineError
+from uring_actors.plan import FileEntry
 from uring_actors.reader import Reader, choose_io_engine
 from uring_actors.uring import pagecache
 from uring_actors.uring.pagecache import cached_bytes
@@ -42,20 +42,10 @@ ENGINES = [
 ]
 
 
-@dataclass(frozen=True)
-class Entry:
-    id: int
-    path: bytes
-    size: int
-    device: int
-    inode: int
-    mtime_ns: int
-
-
-def entry(path: Path, number: int = 0, size: int | None = None) -> Entry:
+def entry(path: Path, number: int = 0, size: int | None = None) -> FileEntry:
     status = path.stat()
     length = status.st_size if size is None else size
-    return Entry(number, os.fsencode(path), length, status.st_dev, status.st_ino, status.st_mtime_ns)
+    return FileEntry(number, os.fsencode(path), length, status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 class Bench:
@@ -80,7 +70,7 @@ class Bench:
         self.arena.close()
 
 
-def tree(directory: Path, sizes: list[int]) -> tuple[list[Entry], dict[int, bytes]]:
+def tree(directory: Path, sizes: list[int]) -> tuple[list[FileEntry], dict[int, bytes]]:
     contents = {i: random.Random(i).randbytes(size) for i, size in enumerate(sizes)}
     for i, content in contents.items():
         (directory / f"f{i}").write_bytes(content)
@@ -330,7 +320,7 @@ def test_descriptors_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     files, contents = tree(tmp_path, [100] * 60)
     real, dice = reader_module.open_file, random.Random(3)
 
-    def scarce(made: Entry, *, direct: bool) -> int:
+    def scarce(made: FileEntry, *, direct: bool) -> int:
         if dice.random() < 0.3 and bench.reader.stats().files_open:
             raise OSError(errno.EMFILE, "too many")
         return real(made, direct=direct)
@@ -400,7 +390,7 @@ def test_senseless_arguments(tmp_path: Path) -> None:
     made = Reader(arena, "test", [0], GEOMETRY, io_engine="pread")
     made.start()
     with pytest.raises(OptionError):
-        made.submit([Entry(0, b"/x", 0, 0, 0, 0)])
+        made.submit([FileEntry(0, b"/x", 0, 0, 0, 0)])
     with pytest.raises(PipelineError):
         made.start()
     made.close()
