@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from uring_actors.arena import abi
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 from uring_actors.errors import DeadlineExceeded, NodeFailed, OptionError, PipelineError
+from uring_actors.pieces import Piece
+from uring_actors.plan import FileEntry
 from uring_actors.reader import Reader, choose_io_engine
 from uring_actors.uring import pagecache
 from uring_actors.uring.pagecache import cached_bytes
@@ -42,20 +44,10 @@ ENGINES = [
 ]
 
 
-@dataclass(frozen=True)
-class Entry:
-    id: int
-    path: bytes
-    size: int
-    device: int
-    inode: int
-    mtime_ns: int
-
-
-def entry(path: Path, number: int = 0, size: int | None = None) -> Entry:
+def entry(path: Path, number: int = 0, size: int | None = None) -> FileEntry:
     status = path.stat()
     length = status.st_size if size is None else size
-    return Entry(number, os.fsencode(path), length, status.st_dev, status.st_ino, status.st_mtime_ns)
+    return FileEntry(number, os.fsencode(path), length, status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 class Bench:
@@ -80,11 +72,26 @@ class Bench:
         self.arena.close()
 
 
-def tree(directory: Path, sizes: list[int]) -> tuple[list[Entry], dict[int, bytes]]:
+def tree(directory: Path, sizes: list[int]) -> tuple[list[FileEntry], dict[int, bytes]]:
     contents = {i: random.Random(i).randbytes(size) for i, size in enumerate(sizes)}
     for i, content in contents.items():
         (directory / f"f{i}").write_bytes(content)
     return [entry(directory / f"f{i}", i) for i in contents], contents
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("io", ["auto", "direct"])
+def test_a_piece_of_a_file(tmp_path: Path, engine: str, io: str) -> None:
+    """Its extents alone, with the file's numbers and offsets; the consumer checks their bytes, lead and halo too."""
+    (file,), contents = tree(tmp_path, [200_000])
+    pieces = [Piece(3 * GEOMETRY.payload, 8 * GEOMETRY.payload), Piece(10 * GEOMETRY.payload, 200_000)]
+    with Bench({0: contents[0], 1: contents[0]}, io_engine=engine, io=io, run_extents=2) as bench:
+        bench.reader.submit([replace(file, id=number, piece=piece) for number, piece in enumerate(pieces)])
+        bench.reader.finish(60)
+        records = bench.consumer.wait(5 + 3)
+    found = {number: sorted((r.extent, r.offset) for r in records if r.file_id == number) for number in (0, 1)}
+    assert found[0] == [(k, k * GEOMETRY.payload) for k in range(3, 8)]
+    assert found[1] == [(k, k * GEOMETRY.payload) for k in range(10, 13)]
 
 
 SIZES = [1, 199, 4095, 4096, 4097, 16383, 16384, 16385, 20479, 20480, 20481, 300_000, 2_000_000]
@@ -330,7 +337,7 @@ def test_descriptors_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     files, contents = tree(tmp_path, [100] * 60)
     real, dice = reader_module.open_file, random.Random(3)
 
-    def scarce(made: Entry, *, direct: bool) -> int:
+    def scarce(made: FileEntry, *, direct: bool) -> int:
         if dice.random() < 0.3 and bench.reader.stats().files_open:
             raise OSError(errno.EMFILE, "too many")
         return real(made, direct=direct)
@@ -400,7 +407,7 @@ def test_senseless_arguments(tmp_path: Path) -> None:
     made = Reader(arena, "test", [0], GEOMETRY, io_engine="pread")
     made.start()
     with pytest.raises(OptionError):
-        made.submit([Entry(0, b"/x", 0, 0, 0, 0)])
+        made.submit([FileEntry(0, b"/x", 0, 0, 0, 0)])
     with pytest.raises(PipelineError):
         made.start()
     made.close()
