@@ -22,6 +22,7 @@ import pyarrow as pa
 from uring_actors.errors import PipelineError
 from uring_actors.pieces import PieceEnd
 from uring_actors.plan import FileEntry, path_of
+from uring_actors.results.arrays import values_of
 from uring_actors.results.errors import Failure
 
 
@@ -97,7 +98,7 @@ class Groups:
         if not pa.types.is_dictionary(paths.type):
             paths = paths.dictionary_encode()
         of_value = np.array([self._of_name[path] for path in paths.dictionary.to_pylist()], np.int64)
-        of_row: np.ndarray[Any, Any] = of_value[paths.indices.to_numpy(zero_copy_only=False)]
+        of_row: np.ndarray[Any, Any] = of_value[values_of(paths.indices)]
         borders = [0, *(np.flatnonzero(np.diff(of_row)) + 1).tolist(), len(of_row)]
         for first, last in pairwise(borders):
             if last > first:

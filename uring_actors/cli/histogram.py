@@ -11,6 +11,7 @@ from uring_actors.cli import options
 from uring_actors.cli.selecting import choosing
 from uring_actors.config import ScanOptions, parse_size
 from uring_actors.errors import OptionError
+from uring_actors.results.arrays import values_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,11 +92,13 @@ class HistogramTable:
         if not self._begun:
             self._begun = True
             self._line("entropy", "bytes", "offset", "most frequent", b"path")
-        counts = batch.column("counts").flatten().to_numpy().astype(np.int64).reshape(-1, 256)
+        counts = values_of(batch.column("counts").flatten()).astype(np.int64).reshape(-1, 256)
         # Stable: of bytes that are as frequent, the lower first.
         frequent = np.argsort(-counts, axis=1, kind="stable")[:, :_SHOWN]
         names = [name for name in ("path", "offset", "bytes", "entropy") if name in batch.schema.names]
-        for row, found, bytes_ in zip(batch.select(names).to_pylist(), counts, frequent.tolist(), strict=True):
+        for row, found, bytes_ in zip(
+            batch.select(names).to_pylist(), counts.tolist(), frequent.tolist(), strict=True
+        ):
             self._line(
                 f"{row['entropy']:.4f}",
                 str(row["bytes"]),
@@ -104,7 +107,7 @@ class HistogramTable:
                 row["path"],
             )
             if self._counts:
-                self._table(found.tolist())
+                self._table(found)
         self._stream.flush()
 
     def _line(self, entropy: str, size: str, offset: str, frequent: str, path: bytes) -> None:

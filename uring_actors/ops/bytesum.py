@@ -15,6 +15,7 @@ import pyarrow as pa
 from uring_actors.arena import abi
 from uring_actors.megakernel.reduce import TOUCH_WORDS
 from uring_actors.ops.reduction import Reduction, State, Words
+from uring_actors.results.arrays import array
 
 
 @dataclass(frozen=True)
@@ -67,4 +68,4 @@ class Touch(Nop):
         return [pa.field("sum", pa.int64(), nullable=False)]
 
     def columns(self, values: list[Any]) -> list[pa.Array]:
-        return [pa.array(values, pa.int64())]
+        return [array(values, pa.int64())]

@@ -12,6 +12,7 @@ from uring_actors.arena import abi
 from uring_actors.megakernel.crc32c import combine
 from uring_actors.megakernel.reduce import CRC32C_WORDS
 from uring_actors.ops.reduction import Reduction, State, Words
+from uring_actors.results.arrays import array
 
 
 @dataclass(frozen=True)
@@ -45,4 +46,4 @@ class Checksum(Reduction):
         return [pa.field("crc32c", pa.uint32(), nullable=False)]
 
     def columns(self, values: list[Any]) -> list[pa.Array]:
-        return [pa.array(values, pa.uint32())]
+        return [array(values, pa.uint32())]

@@ -15,6 +15,7 @@ from uring_actors.errors import OptionError
 from uring_actors.hot import hot
 from uring_actors.megakernel.reduce import HISTOGRAM_WORDS
 from uring_actors.ops.reduction import Reduction, State, Words
+from uring_actors.results.arrays import array
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -71,9 +72,9 @@ class Histogram(Reduction):
 
     def columns(self, values: list[Any]) -> list[pa.Array]:
         counts = np.stack(values)
-        flat = pa.array(counts.view(np.uint64).ravel())
+        flat = array(counts.view(np.uint64).ravel(), pa.uint64())
         return [
-            pa.array(entropies(counts)),
+            array(entropies(counts), pa.float64()),
             pa.FixedSizeListArray.from_arrays(flat, type=self.fields[1].type),
         ]
 

@@ -30,6 +30,7 @@ from uring_actors.megakernel.cuda import DeviceFunction
 from uring_actors.ops.base import NotOnDevice, Operation, Rows, Settler, extents, fault_failure, read_failure
 from uring_actors.pieces import PieceEnd
 from uring_actors.plan import FileEntry
+from uring_actors.results.arrays import array
 from uring_actors.results.errors import Failure
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
@@ -138,11 +139,11 @@ class Reduction:
         return pa.schema([*head, pa.field("bytes", pa.int64(), nullable=False), *self.fields])
 
     def batch(self, paths: list[bytes], offsets: list[int], sizes: list[int], values: list[Any]) -> pa.RecordBatch:
-        head = [pa.array(paths, pa.binary())]
+        head = [array(paths, pa.binary())]
         if self.block:
-            head.append(pa.array(offsets, pa.int64()))
+            head.append(array(offsets, pa.int64()))
         return pa.RecordBatch.from_arrays(
-            [*head, pa.array(sizes, pa.int64()), *self.columns(values)], schema=self.schema
+            [*head, array(sizes, pa.int64()), *self.columns(values)], schema=self.schema
         )
 
 

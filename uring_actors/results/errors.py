@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from uring_actors.errors import UringActorsError, errno_name
+from uring_actors.results.arrays import array
 
 ERROR_SCHEMA = pa.schema(
     [
@@ -87,5 +88,5 @@ def skipped_table(skipped: Iterable[Skipped]) -> pa.Table:
 
 
 def _table(rows: list[Failure] | list[Skipped], schema: pa.Schema) -> pa.Table:
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    columns = [array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)

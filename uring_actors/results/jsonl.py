@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from uring_actors.arena.atomics import load8, load32, load64, store8
 from uring_actors.hot import hot
+from uring_actors.results.arrays import array
 from uring_actors.results.columns import is_number, joined, mapped, number_lists, numbers
 
 COLUMN_KIND: Final = 0
@@ -307,7 +308,7 @@ class JsonLinesWriter:
     def _listed(self, name: str, dictionary: pa.Array) -> pa.Array:
         known, texts = self._dictionaries.get(name, (None, None))
         if known is None or not dictionary.equals(known):
-            texts = pa.array([_json(value) for value in dictionary.to_pylist()], pa.large_binary())
+            texts = array([_json(value) for value in dictionary.to_pylist()], pa.large_binary())
             self._dictionaries[name] = dictionary, texts
         return texts
 

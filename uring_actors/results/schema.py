@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from uring_actors.ops.match.newlines import Ints
 from uring_actors.ops.match.rows import Rows
+from uring_actors.results.arrays import array
 
 MATCH_SCHEMA = pa.schema(
     [
@@ -49,7 +50,7 @@ def _binary(offsets: Ints, data: Any) -> pa.Array:
 
 
 def _nullable(values: Ints) -> pa.Array:
-    return pa.array(values, pa.int64(), mask=values == 0)
+    return array(values, pa.int64(), null=values == 0)
 
 
 def _match_bytes(pieces: Sequence[Piece]) -> pa.Array:
@@ -80,9 +81,9 @@ def match_batch(pieces: Sequence[Piece], names: pa.Array) -> pa.RecordBatch:
 
     arrays = [
         _paths(pieces),
-        pa.DictionaryArray.from_arrays(pa.array(column("pattern"), pa.int32()), names),
-        pa.array(column("start")),
-        pa.array(column("end")),
+        pa.DictionaryArray.from_arrays(array(column("pattern"), pa.int32()), names),
+        array(column("start"), pa.int64()),
+        array(column("end"), pa.int64()),
         _nullable(column("line")),
         _nullable(column("column")),
         _match_bytes(pieces),
@@ -100,7 +101,7 @@ class MatchBatches:
     def __init__(
         self, names: Sequence[str], *, max_rows: int = MAX_ROWS, max_match_bytes: int = MAX_MATCH_BYTES
     ) -> None:
-        self._names = pa.array(list(names), pa.string())
+        self._names = array(names, pa.string())
         self._max_rows = max_rows
         self._max_bytes = max_match_bytes
         self._pieces: list[Piece] = []

@@ -40,6 +40,7 @@ import pyarrow.compute as pc
 
 from uring_actors.config import FORMATS
 from uring_actors.errors import OptionError, UringActorsError
+from uring_actors.results.arrays import scalar
 from uring_actors.results.columns import is_number, joined, mapped, number_lists, numbers
 from uring_actors.results.csv import csv_header, csv_lines
 from uring_actors.results.schema import MATCH_SCHEMA
@@ -225,7 +226,7 @@ def _text(column: pa.Array, terminal: bool) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     column = column.cast(pa.large_binary())
-    column = pc.fill_null(column, b"?")
+    column = pc.fill_null(column, scalar(b"?", pa.large_binary()))
     if terminal:
         return mapped(column, printable)
     return pc.replace_substring(column, pattern=b"\n", replacement=b"\\n")

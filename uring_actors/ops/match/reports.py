@@ -15,6 +15,7 @@ import pyarrow as pa
 from uring_actors.ops.match.newlines import copy_ranges
 from uring_actors.ops.match.rows import NO_ROWS, Rows, in_order
 from uring_actors.ops.match.window import Window
+from uring_actors.results.arrays import array
 from uring_actors.results.errors import Failure
 from uring_actors.results.schema import COUNT_SCHEMA, FILE_SCHEMA, MATCH_SCHEMA, MAX_ROWS, MatchBatches
 
@@ -158,7 +159,7 @@ class _Counts(_Plain):
     def take(self, *, everything: bool) -> list[pa.RecordBatch]:
         if not self._paths or not (everything or len(self._paths) >= MAX_ROWS):
             return []
-        columns = [pa.array(self._paths, pa.binary()), pa.array(self._counts, pa.int64())]
+        columns = [array(self._paths, pa.binary()), array(self._counts, pa.int64())]
         self._paths, self._counts = [], []
         return [pa.RecordBatch.from_arrays(columns, schema=COUNT_SCHEMA)]
 
@@ -186,7 +187,7 @@ class _Names(_Plain):
         if not self._paths or not (everything or len(self._paths) >= MAX_ROWS):
             return []
         paths, self._paths = self._paths, []
-        return [pa.RecordBatch.from_arrays([pa.array(paths, pa.binary())], schema=FILE_SCHEMA)]
+        return [pa.RecordBatch.from_arrays([array(paths, pa.binary())], schema=FILE_SCHEMA)]
 
 
 def nothing_decided() -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from uring_actors.ops.rules.rules import Rule
+from uring_actors.results.arrays import array
 from uring_actors.results.schema import MATCH_SCHEMA, MAX_MATCH_BYTES, MAX_ROWS
 
 RULES_SCHEMA = pa.schema(
@@ -51,9 +52,9 @@ class FindingBatches:
 
     def __init__(self, rules: Sequence[Rule], *, max_rows: int = MAX_ROWS, max_bytes: int = MAX_MATCH_BYTES) -> None:
         self._rules = [rule.id for rule in rules]
-        self._ids = pa.array(self._rules, pa.string())
-        self._descriptions = pa.array([rule.description for rule in rules], pa.string())
-        self._tags = pa.array([",".join(rule.tags) for rule in rules], pa.string())
+        self._ids = array(self._rules, pa.string())
+        self._descriptions = array([rule.description for rule in rules], pa.string())
+        self._tags = array([",".join(rule.tags) for rule in rules], pa.string())
         self._path_rules = {k for k, rule in enumerate(rules) if rule.regex is None}
         self._max_rows = max_rows
         self._max_bytes = max_bytes
@@ -77,20 +78,20 @@ class FindingBatches:
 
     def _batch(self, rows: Sequence[tuple[bytes, Finding]]) -> pa.RecordBatch:
         found = [finding for _, finding in rows]
-        which = pa.array([f.rule for f in found], pa.int32())
+        which = array([f.rule for f in found], pa.int32())
         ids = pa.DictionaryArray.from_arrays(which, self._ids)
         columns = [
-            pa.array([path for path, _ in rows], pa.binary()),
+            array([path for path, _ in rows], pa.binary()),
             ids,
-            pa.array([f.start for f in found], pa.int64()),
-            pa.array([f.end for f in found], pa.int64()),
-            pa.array([f.line or None for f in found], pa.int64()),
-            pa.array([f.column or None for f in found], pa.int64()),
-            pa.array([f.match for f in found], pa.binary()),
+            array([f.start for f in found], pa.int64()),
+            array([f.end for f in found], pa.int64()),
+            array([f.line or None for f in found], pa.int64()),
+            array([f.column or None for f in found], pa.int64()),
+            array([f.match for f in found], pa.binary()),
             ids,
-            pa.array([f.secret for f in found], pa.binary()),
-            pa.array([f.entropy for f in found], pa.float32()),
-            pa.array([self._fingerprint(path, f) for path, f in rows], pa.binary()),
+            array([f.secret for f in found], pa.binary()),
+            array([f.entropy for f in found], pa.float32()),
+            array([self._fingerprint(path, f) for path, f in rows], pa.binary()),
             pa.DictionaryArray.from_arrays(which, self._descriptions),
             pa.DictionaryArray.from_arrays(which, self._tags),
         ]
