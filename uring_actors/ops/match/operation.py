@@ -353,9 +353,11 @@ class MatchSettler:
             patterns = hits[:, abi.HIT_PATTERN // 4].astype(np.int32)
             ends = hits[:, abi.HIT_END // 4].astype(np.int64)
             if self._report.sifts:
-                idle = self._report.sift(entry.id, entry.path, set(patterns.tolist()))
-                wanted = np.isin(patterns, list(idle), invert=True)
-                patterns, ends = patterns[wanted], ends[wanted]
+                wanted = np.bincount(patterns, minlength=self._plans.size) > 0
+                idle = self._report.sift(entry.id, entry.path, set(np.flatnonzero(wanted).tolist()))
+                wanted[list(idle)] = False
+                mine = wanted[patterns]
+                patterns, ends = patterns[mine], ends[mine]
         return self._confirmer.confirm(
             slot,
             at=at,
