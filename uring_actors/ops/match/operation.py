@@ -375,9 +375,9 @@ class MatchSettler:
         hits = self._hits(row)
         patterns, ends = hits[:, abi.HIT_PATTERN // 4], hits[:, abi.HIT_END // 4]
         if len(hits) and self._report.sifts:
-            idle = self._report.sift(entry.id, entry.path, set(patterns.tolist()))
+            wanted = np.bincount(patterns, minlength=self._plans.size) > 0
+            idle = self._report.sift(entry.id, entry.path, set(np.flatnonzero(wanted).tolist()))
             if idle:
-                wanted = np.ones(self._plans.size, np.bool_)
                 wanted[list(idle)] = False
                 patterns, ends = patterns[wanted[patterns]], ends[wanted[patterns]]
         index = self._newlines + data_slot * self._newline_bytes + at // abi.NEWLINE_CHUNK * 4
