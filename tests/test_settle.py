@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from tests.examples import examples
 from tests.extents import Cut, Memory, expected, literal, place, plan
 from uring_actors.ops.match import unbounded, window
 from uring_actors.ops.match.plan import Kind, PatternPlan
-from uring_actors.ops.match.planset import compile_source
+from uring_actors.ops.match.planset import Pattern, compile_source
 from uring_actors.ops.match.settle import FileSettler
-from uring_actors.ops.match.window import LocalFile
+from uring_actors.ops.match.unbounded import Found, LineSearch
+from uring_actors.ops.match.window import LocalFile, ReadFailed, Window
 
 LITERALS = [literal(0, b"aa"), literal(1, b"foo"), literal(2, b"a"), literal(3, b"\n\n"), literal(4, b"\xff\x00")]
 
@@ -285,6 +287,27 @@ def test_a_file_cut_short_while_it_is_settled() -> None:
     assert [r[1] for r in rows if r[0] == 1] == list(range(0, 150, 3))
     assert [r[1] for r in rows if r[0] == 0] == list(range(0, 60, 3))
     assert [(f.errno, f.pattern) for f in faults] == [(errno.ESTALE, None)]
+
+
+def test_lines_searched_as_one_lose_no_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"ab\n" * 5000
+
+    def found(hole: int) -> tuple[list[Found], int, int]:
+        search = LineSearch(Pattern(LINE[1]), Window(partial(Memory, data, [(hole, hole + 1)]), len(data)))
+        search.learn(range(2, len(data), 3))
+        out: list[Found] = []
+        try:
+            search.advance(len(data), len(data) - 1, out)
+        except ReadFailed as error:
+            return out, search.at, error.offset
+        return out, search.at, -1
+
+    holes = [3, 4096, 7000, 9001, len(data) - 1, len(data)]
+    together = [found(hole) for hole in holes]
+    monkeypatch.setattr(unbounded, "_NEAR", -1)
+    assert together == [found(hole) for hole in holes]
+    assert [len(out) > 0 for out, _, _ in together] == [False, False, True, True, True, True]
+    assert together[-1][0] == [Found(start, start + 2, b"ab") for start in range(0, len(data), 3)]
 
 
 def test_a_replaced_file(tmp_path: Path) -> None:

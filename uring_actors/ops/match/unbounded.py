@@ -132,6 +132,7 @@ class EveryLineSearch:
 
 
 _LINE_STEP = 4 << 10
+_NEAR = 1 << 10
 
 
 class LineSearch:
@@ -157,12 +158,28 @@ class LineSearch:
         return not self._ends
 
     def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
-        """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now."""
-        for end in self._ends:
-            if end > self.at:  # else in a line that is done
-                start, stop = self._line_start(end - 1), self._line_stop(end - 1)
+        """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now.
+
+        Lines whose candidates are near each other are searched as one, with those in between, which have no match: to
+        find a line's borders takes longer than to search it.
+        """
+        k, near = 0, _NEAR
+        while k < len(self._ends):
+            first, end = k, self._ends[k]
+            k += 1
+            if end <= self.at:  # in a line that is done
+                continue
+            while k < len(self._ends) and self._ends[k] - self._ends[k - 1] <= near:
+                k += 1
+            try:
+                start, stop = self._line_start(end - 1), self._line_stop(self._ends[k - 1] - 1)
                 _emit_lines(self._pattern, self._window, start, stop, out)
-                self.at = stop + 1
+            except ReadFailed:
+                if k == first + 1:
+                    raise
+                k, near = first, -1  # what can be had, line by line
+                continue
+            self.at = stop + 1
         self._ends = ()
 
     def decided(self, frontier: int, newline: int) -> int:
