@@ -39,7 +39,7 @@ TOKEN = (
 import os, sys
 import ray
 import uring_actors as ua
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
 assert os.environ["RAY_AUTH_MODE"] == "token"
 for engine in ("threads", "ray"):
     job = ua.scan(sys.argv[1], address="auto", engine=engine, **OPTIONS)
