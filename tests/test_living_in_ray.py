@@ -39,7 +39,7 @@ TOKEN = (
 import os, sys
 import ray
 import uring_actors as ua
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
 assert os.environ["RAY_AUTH_MODE"] == "token"
 for engine in ("threads", "ray"):
     job = ua.scan(sys.argv[1], address="auto", engine=engine, **OPTIONS)
@@ -72,9 +72,15 @@ others = [subprocess.Popen([*start, name], stdout=subprocess.DEVNULL) for name i
 while len(ray.nodes()) <= len(others):
     time.sleep(0.1)
 client = JobSubmissionClient("http://" + context.dashboard_url)
-job = client.submit_job(
-    entrypoint=sys.argv[1], runtime_env={"working_dir": sys.argv[2], "env_vars": {"URING_ACTORS_TEST": "there"}}
-)
+environment = {"working_dir": sys.argv[2], "env_vars": {"URING_ACTORS_TEST": "there"}}
+for last in [False] * 60 + [True]:
+    try:
+        job = client.submit_job(entrypoint=sys.argv[1], runtime_env=environment)
+        break
+    except RuntimeError as error:  # on a busy machine Ray's agent comes late
+        if last or "try again later" not in str(error):
+            raise
+        time.sleep(1)
 while client.get_job_status(job) not in ("SUCCEEDED", "FAILED", "STOPPED"):
     time.sleep(0.5)
 print(client.get_job_status(job))
