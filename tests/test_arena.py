@@ -73,7 +73,7 @@ def start(target, *args):
 def test_the_header_is_as_documented(arena):
     head = bytes(arena.view[:64])
     assert head[:8] == b"URACTARN"
-    assert struct.unpack_from("<II", head, 8) == (2, 1)
+    assert struct.unpack_from("<II", head, 8) == (3, 1)
     assert head[16:32] == arena.nonce
     assert struct.unpack_from("<QQQII", head, 32) == (LAYOUT.total, 8192, 4096, 2, 4)
     assert not any(arena.view[64:])
@@ -170,7 +170,7 @@ def test_no_descriptors_left():
     ("patch", "said"),
     [
         ((0, b"X"), "wrong magic"),
-        ((8, struct.pack("<I", 1)), "layout version 1, this program has 2"),
+        ((8, struct.pack("<I", 1)), "layout version 1, this program has 3"),
         ((12, struct.pack("<I", 9)), r"its layout is \(9, "),
         ((16, bytes(16)), "wrong nonce"),
         ((31, b"\0\0"), "wrong nonce|its layout"),

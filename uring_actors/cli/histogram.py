@@ -11,7 +11,6 @@ from uring_actors.cli import options
 from uring_actors.cli.selecting import choosing
 from uring_actors.config import ScanOptions, parse_size
 from uring_actors.errors import OptionError
-from uring_actors.results.arrays import values_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +87,8 @@ class HistogramTable:
 
     def write(self, batch: pa.RecordBatch) -> None:
         import numpy as np
+
+        from uring_actors.results.arrays import values_of
 
         if not self._begun:
             self._begun = True
