@@ -80,7 +80,7 @@ def test_all_256_bytes_have_classes() -> None:
     assert found(build(parts), everything) == {(byte, byte + 1) for byte in everything}
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.data())
 def test_every_match_holds_a_part(data: st.DataObject) -> None:
     patterns = data.draw(st.lists(own.usable_patterns(), min_size=1, max_size=3))

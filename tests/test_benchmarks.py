@@ -79,6 +79,7 @@ def test_a_fifo_is_drained_and_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # tables of words are made three times
 def test_literals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(literals, "MOST", 100)
     record = measure(tmp_path, "literals")

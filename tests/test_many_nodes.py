@@ -336,6 +336,7 @@ def test_with_the_ray_engine_the_roles_are_taken_over_as_well(
     processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR, *names), 30)
 
 
+@pytest.mark.slow  # two jobs' processes have to start
 @pytest.mark.usefixtures("nothing_warm")
 def test_a_job_beside_another_has_actors_of_its_own(cluster: Any, folder: Path, wanted: set[oracle.Row]) -> None:
     """Both begin after one that left its own; of the two, too, only one set stays."""
@@ -352,6 +353,7 @@ def test_a_job_beside_another_has_actors_of_its_own(cluster: Any, folder: Path, 
     other_job(cluster, folder)
 
 
+@pytest.mark.slow  # a job's processes have to start, twice
 @pytest.mark.usefixtures("nothing_warm")
 def test_actors_that_die_between_jobs_are_not_used(cluster: Any, folder: Path, wanted: set[oracle.Row]) -> None:
     for victims in ((AGENT,), (AGENT, ORCHESTRATOR)):
@@ -362,6 +364,7 @@ def test_actors_that_die_between_jobs_are_not_used(cluster: Any, folder: Path, w
         other_job(cluster, folder)
 
 
+@pytest.mark.slow  # a job's processes have to start
 @pytest.mark.usefixtures("nothing_warm")
 def test_a_job_that_is_given_up_leaves_nothing_to_the_next(
     cluster: Any, folder: Path, wanted: set[oracle.Row]
