@@ -14,6 +14,7 @@ from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from uring_actors.errors import OptionError, UringActorsError
 from uring_actors.ops.rules.findings import RULES_SCHEMA
 from uring_actors.results import jsonl, parquet
+from uring_actors.results.jsonl import JsonLinesWriter
 from uring_actors.results.schema import MATCH_SCHEMA
 from uring_actors.results.writers import atomic_file, check_format, open_writer, printable
 
@@ -166,6 +168,17 @@ def test_jsonl_is_what_the_json_module_writes(some: list[Row], first: int, last:
         writer.write(batch)
         writer.write(batch.slice(first, max(0, last - first)))
     assert stream.getvalue() == dumped(some + some[first:last], COLUMNS)
+
+
+@pytest.mark.parametrize("listed", [[], ["x"]])
+def test_jsonl_follows_no_index_where_a_name_is_null(listed: list[str]) -> None:
+    """Arrow says nothing about the index in a null's place: here it points a terabyte away."""
+    anywhere = pa.py_buffer(np.array([2**31 - 1, -(2**31)], np.int32))
+    indices = pa.Array.from_buffers(pa.int32(), 2, [pa.py_buffer(b"\0"), anywhere])
+    names = pa.DictionaryArray.from_arrays(indices, pa.array(listed, pa.string()), safe=False)
+    stream = io.BytesIO()
+    JsonLinesWriter(stream, ["name"]).write(pa.RecordBatch.from_arrays([names], ["name"]))
+    assert stream.getvalue() == b'{"name": null}\n' * 2
 
 
 def test_jsonl_of_every_character_and_every_pair_of_bytes() -> None:

@@ -168,12 +168,20 @@ def _base64(out: int, text: int, length: int, spelling: int) -> int:
 
 
 @hot
+def _is_null(column: int, at: int) -> bool:
+    valid = load64(column + COLUMN_VALID)
+    return valid != 0 and (load8(valid + (at >> 3)) >> (at & 7)) & 1 == 0
+
+
+@hot
 def _bound(columns: int, count: int, row: int) -> int:
     """Bytes that the row becomes at most."""
     bound = 0
     for column in range(columns, columns + count * _COLUMN_BYTES, _COLUMN_BYTES):
         kind, at = load64(column + COLUMN_KIND), load64(column + COLUMN_FIRST) + row
         bound += load64(column + COLUMN_NAME_BYTES) + load64(column + COLUMN_CODED_BYTES) + _SLACK
+        if _is_null(column, at):
+            continue  # Arrow leaves undefined what lies in a null's place: no index of LISTED to follow
         values = load64(column + COLUMN_VALUES)
         if kind == LISTED:
             values, at = load64(column + COLUMN_OFFSETS), load32(values + 4 * at)
@@ -189,8 +197,7 @@ def _value(out: int, column: int, row: int, spelling: int) -> int:
     begin = out
     out = _copy(out, load64(column + COLUMN_NAME), load64(column + COLUMN_NAME_BYTES))
     at = load64(column + COLUMN_FIRST) + row
-    valid = load64(column + COLUMN_VALID)
-    if valid and not load8(valid + (at >> 3)) >> (at & 7) & 1:
+    if _is_null(column, at):
         return _copy(out, spelling + _NULL, 4)
     kind, values, text = load64(column + COLUMN_KIND), load64(column + COLUMN_VALUES), load64(column + COLUMN_TEXT)
     if kind == NUMBER:
