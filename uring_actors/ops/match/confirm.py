@@ -27,8 +27,8 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from uring_actors.arena.atomics import load8
 from uring_actors.hot import hot
+from uring_actors.ops.match.machine import Walk
 from uring_actors.ops.match.newlines import (
     NO_INDEX,
     Bytes,
@@ -52,13 +53,16 @@ from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern, PlanSet
 from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTERNS, Marked, in_order
 
+_FEW = 4
+"""Candidates up to which RE2 is as fast as the start of a compiled loop."""
+
 # A candidate as one number, so that one sort orders and one comparison removes duplicates: pattern, then end.
 _END_BITS = 40
 _END_MASK = (1 << _END_BITS) - 1
 
 Spans = NDArray[np.int64]
 """Rows of pattern, start, end: relative to the payload."""
-Candidates = dict[int, list[int]]
+Candidates = dict[int, Ints]
 """By pattern: where in the file its candidates end; ascending, without duplicates."""
 
 
@@ -190,7 +194,7 @@ def mark(text: int, index: int, spans: Spans, offset: int) -> Marked:
     return Marked(pattern, start, end, newlines, newline, offsets, data)
 
 
-def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]) -> None:
+def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> Spans:
     """As ``_bounded_chain``, where ``ends`` are those of a part that every match holds.
 
     A match from s holds a part that ends at some e with s < e <= s + W, so it lies in [e - W, e + W]. Stretches that
@@ -198,8 +202,9 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
     the part of the match from s would lie behind the cut, and its stretch would touch this one. So the cut changes
     nothing, and what the stretches' searches find one after the other is the chain.
     """
-    index, width, limit = pattern.plan.index, pattern.width, min(len(view), at + payload + pattern.width)
+    width, limit = pattern.width, min(len(view), at + payload + pattern.width)
     resume, k = at, 0
+    bounds: list[int] = []
     while k < len(ends) and resume < at + payload:
         low, high = ends[k] + at - width, ends[k] + at + width
         k += 1
@@ -211,24 +216,32 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
             start, past = pattern.search(view, resume, min(high, limit))
             if start < 0 or start >= at + payload:
                 break
-            spans += (index, start - at, past - at)
+            bounds += (start, past)
             resume = past
+    return _spans(pattern, bounds, at)
 
 
-def _bounded_chain(
-    pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]
-) -> None:
-    """Add the matches to ``spans`` (index, start, end; relative to ``view[at:]``). The module's text says why this is
-    exact."""
-    if pattern.plan.kind is Kind.PART:
-        _part_chain(pattern, view, at, payload, ends, spans)
-        return
-    search = pattern.search
-    index, width, least = pattern.plan.index, pattern.width, pattern.plan.min_width
+def _spans(pattern: Pattern, bounds: list[int] | Ints, at: int) -> Spans:
+    """The matches of ``bounds``, starts and ends in turns, which count from ``at`` bytes before the payload."""
+    found = np.empty((len(bounds) // 2, 3), np.int64)
+    found[:, 0] = pattern.plan.index
+    found[:, 1:] = np.reshape(bounds, (-1, 2))
+    found[:, 1:] -= at
+    return found
+
+
+def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: Ints) -> Spans:
+    """The matches; ``ends`` are relative to ``view[at:]``, as they are. The module's text says why this is exact."""
+    if len(ends) > _FEW and (program := pattern.program) is not None:
+        walk = Walk(program, ends + at, pattern.plan.min_width, pattern.width, at + payload, at + payload)
+        if walk.whole(as_bytes(view), at):
+            return _spans(pattern, walk.spans.ravel(), at)
+    search, width, least = pattern.search, pattern.width, pattern.plan.min_width
     border = at + payload
     limit = min(len(view), border + width)
     resume, clear = at, 0
-    for end in ends:
+    bounds: list[int] = []
+    for end in ends.tolist():
         end += at
         if end <= clear or end < resume + least:
             continue
@@ -245,20 +258,22 @@ def _bounded_chain(
         elif start >= border:
             break
         else:
-            spans += (index, start - at, past - at)
+            bounds += (start, past)
             resume = past
+    return _spans(pattern, bounds, at)
 
 
-def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int, spans: list[int]) -> None:
+def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int) -> Spans:
     """As ``_bounded_chain``, by RE2 alone: a start below the payload's end is never cut at ``payload + W``."""
-    search, index = pattern.search, pattern.plan.index
     stop = min(len(view), at + payload + pattern.width)
     resume = at
+    bounds: list[int] = []
     while resume < at + payload:
-        start, resume = search(view, resume, stop)
+        start, resume = pattern.search(view, resume, stop)
         if start < 0 or start >= at + payload:
             break
-        spans += (index, start - at, resume - at)
+        bounds += (start, resume)
+    return _spans(pattern, bounds, at)
 
 
 class Confirmer:
@@ -321,30 +336,26 @@ class Confirmer:
         keys.sort()
         found, others = _split(keys, self._plans.literal_width, payload, spans, rest)
         spans = spans[:found]
-        chains = self._chains(extent, view, at, payload, rest[:others])
-        if chains:
-            chained = np.fromiter(chains, np.int64, len(chains)).reshape(-1, 3)
-            spans = np.concatenate([spans, chained]) if len(spans) else chained
+        if chains := self._chains(extent, view, at, payload, rest[:others]):
+            spans = np.concatenate([spans, *chains])
         if len(spans):
             extent.marked = mark(newlines.text, newlines.index, spans, extent.start)
 
-    def _chains(self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints) -> list[int]:
+    def _chains(self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints) -> list[Spans]:
         """Chains that RE2 confirms, as ``_bounded_chain`` has them; to ``extent`` the candidates that are left to the
         file's settler."""
-        spans: list[int] = []
+        chains: list[Spans] = []
         for alone in self._plans.in_slot:
-            _slot_chain(alone, view, at, payload, spans)
-        if not len(rest):
-            return spans
-        keys = rest.tolist()
-        stop = 0
-        while stop < len(keys):
-            start, index = stop, keys[stop] >> _END_BITS
-            stop = bisect_left(keys, (index + 1) << _END_BITS, start)
-            ends = [key & _END_MASK for key in keys[start:stop]]
+            chains.append(_slot_chain(alone, view, at, payload))
+        which = rest >> _END_BITS
+        borders = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(rest)] if len(rest) else []
+        for start, stop in pairwise(borders):
+            index, ends = int(which[start]), rest[start:stop] & _END_MASK
             pattern = self._plans.bounded.get(index)
             if pattern is None:
-                extent.candidates[index] = [end + extent.start for end in ends]
+                extent.candidates[index] = ends + extent.start
+            elif pattern.plan.kind is Kind.PART:
+                chains.append(_part_chain(pattern, view, at, payload, ends.tolist()))
             else:
-                _bounded_chain(pattern, view, at, payload, ends, spans)
-        return spans
+                chains.append(_bounded_chain(pattern, view, at, payload, ends))
+        return [chain for chain in chains if len(chain)]

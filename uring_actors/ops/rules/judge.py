@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import re2
 
+from uring_actors.ops.match.machine import Groups
 from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.planset import Spans, find_groups
+from uring_actors.ops.match.program import program_of
 from uring_actors.ops.match.window import Window
 from uring_actors.ops.rules.characters import character_counts
 from uring_actors.ops.rules.rules import Allowlist, Rule
@@ -65,6 +67,13 @@ class CompiledRule:
         if rule.regex is not None and (compiled := re2.compile(rule.regex.encode(), _options())).groups:
             self._groups = find_groups(compiled)
 
+    @cached_property
+    def _quick_groups(self) -> Groups | None:
+        """As ``_groups``, where a program says it."""
+        assert self.rule.regex is not None, "a rule about paths has no groups"
+        program = program_of(self.rule.regex.encode(), latin1=False)
+        return None if program is None else Groups(program)
+
     def wants(self, path: bytes) -> bool:
         """Whether the rule looks into the file at all, as far as it says so itself."""
         if self._path is not None and not self._path(path):
@@ -112,16 +121,25 @@ class CompiledRule:
         return Verdict(secret, entropy)
 
     def _secret(self, groups: Spans, text: bytes | memoryview, start: int, end: int, whole: bytes) -> bytes:
+        places = self._places(groups, text, start, end)
+        if number := self.rule.secret_group:
+            low, high = places[2 * number], places[2 * number + 1]
+            return bytes(text[low:high]) if low >= 0 else b""
+        for k in range(2, len(places), 2):
+            if places[k + 1] > places[k]:
+                return bytes(text[places[k] : places[k + 1]])
+        return whole
+
+    def _places(self, groups: Spans, text: bytes | memoryview, start: int, end: int) -> Sequence[int]:
+        """Where group k is: the 2k-th number and the next."""
+        if self._quick_groups is not None:
+            past, places = self._quick_groups.find(as_bytes(text), start)
+            if past == end:
+                return places
         spans = groups(text, start, end)
         if spans[0][0] < 0:
             raise Changed
-        if self.rule.secret_group:
-            low, high = spans[self.rule.secret_group]
-            return bytes(text[low:high]) if low >= 0 else b""
-        for low, high in spans[1:]:
-            if high > low:
-                return bytes(text[low:high])
-        return whole
+        return [place for span in spans for place in span]
 
 
 class _Allow:
