@@ -211,7 +211,7 @@ class Groups:
         self._places = np.empty(2 * program.groups + 2, np.int64)
 
     def find(self, text: Bytes, start: int) -> tuple[int, list[int]]:
-        """Where the match that starts at ``start`` ends, NONE or ASK (also for what the bytes behind ``text`` decide).
+        """Where the match at ``start`` ends, NONE or ASK (also where the bytes behind ``text`` may decide).
 
         Group k is at the 2k-th to (2k + 1)-th number (-1: it is not in the match). The first two are nobody's.
         """
