@@ -27,8 +27,8 @@ Every f(s) with s < b is at most b + W - 1 and so among the candidates of an ext
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,7 @@ def mark(text: int, index: int, spans: Spans, offset: int) -> Marked:
     return Marked(pattern, start, end, newlines, newline, offsets, data)
 
 
-def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int]) -> Spans:
+def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]) -> None:
     """As ``_bounded_chain``, where ``ends`` are those of a part that every match holds.
 
     A match from s holds a part that ends at some e with s < e <= s + W, so it lies in [e - W, e + W]. Stretches that
@@ -202,9 +202,8 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
     the part of the match from s would lie behind the cut, and its stretch would touch this one. So the cut changes
     nothing, and what the stretches' searches find one after the other is the chain.
     """
-    width, limit = pattern.width, min(len(view), at + payload + pattern.width)
+    index, width, limit = pattern.plan.index, pattern.width, min(len(view), at + payload + pattern.width)
     resume, k = at, 0
-    bounds: list[int] = []
     while k < len(ends) and resume < at + payload:
         low, high = ends[k] + at - width, ends[k] + at + width
         k += 1
@@ -216,32 +215,38 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
             start, past = pattern.search(view, resume, min(high, limit))
             if start < 0 or start >= at + payload:
                 break
-            bounds += (start, past)
+            spans += (index, start - at, past - at)
             resume = past
-    return _spans(pattern, bounds, at)
 
 
-def _spans(pattern: Pattern, bounds: list[int] | Ints, at: int) -> Spans:
-    """The matches of ``bounds``, starts and ends in turns, which count from ``at`` bytes before the payload."""
-    found = np.empty((len(bounds) // 2, 3), np.int64)
-    found[:, 0] = pattern.plan.index
-    found[:, 1:] = np.reshape(bounds, (-1, 2))
-    found[:, 1:] -= at
-    return found
+def _program_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: Ints) -> Spans | None:
+    """As ``_bounded_chain``, by the pattern's program; None where that doesn't decide all of it."""
+    program = pattern.program
+    if program is None:
+        return None
+    walk = Walk(program, ends + at, pattern.plan.min_width, pattern.width, at + payload, at + payload)
+    if not walk.whole(as_bytes(view), at):
+        return None
+    spans = np.empty((len(walk.spans), 3), np.int64)
+    spans[:, 0] = pattern.plan.index
+    np.subtract(walk.spans, at, out=spans[:, 1:])
+    return spans
 
 
-def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: Ints) -> Spans:
-    """The matches; ``ends`` are relative to ``view[at:]``, as they are. The module's text says why this is exact."""
-    if len(ends) > _FEW and (program := pattern.program) is not None:
-        walk = Walk(program, ends + at, pattern.plan.min_width, pattern.width, at + payload, at + payload)
-        if walk.whole(as_bytes(view), at):
-            return _spans(pattern, walk.spans.ravel(), at)
-    search, width, least = pattern.search, pattern.width, pattern.plan.min_width
+def _bounded_chain(
+    pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]
+) -> None:
+    """Add the matches to ``spans`` (index, start, end; relative to ``view[at:]``). The module's text says why this is
+    exact."""
+    if pattern.plan.kind is Kind.PART:
+        _part_chain(pattern, view, at, payload, ends, spans)
+        return
+    search = pattern.search
+    index, width, least = pattern.plan.index, pattern.width, pattern.plan.min_width
     border = at + payload
     limit = min(len(view), border + width)
     resume, clear = at, 0
-    bounds: list[int] = []
-    for end in ends.tolist():
+    for end in ends:
         end += at
         if end <= clear or end < resume + least:
             continue
@@ -258,22 +263,20 @@ def _bounded_chain(pattern: Pattern, view: memoryview, at: int, payload: int, en
         elif start >= border:
             break
         else:
-            bounds += (start, past)
+            spans += (index, start - at, past - at)
             resume = past
-    return _spans(pattern, bounds, at)
 
 
-def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int) -> Spans:
+def _slot_chain(pattern: Pattern, view: memoryview, at: int, payload: int, spans: list[int]) -> None:
     """As ``_bounded_chain``, by RE2 alone: a start below the payload's end is never cut at ``payload + W``."""
+    search, index = pattern.search, pattern.plan.index
     stop = min(len(view), at + payload + pattern.width)
     resume = at
-    bounds: list[int] = []
     while resume < at + payload:
-        start, resume = pattern.search(view, resume, stop)
+        start, resume = search(view, resume, stop)
         if start < 0 or start >= at + payload:
             break
-        bounds += (start, resume)
-    return _spans(pattern, bounds, at)
+        spans += (index, start - at, resume - at)
 
 
 class Confirmer:
@@ -336,26 +339,36 @@ class Confirmer:
         keys.sort()
         found, others = _split(keys, self._plans.literal_width, payload, spans, rest)
         spans = spans[:found]
-        if chains := self._chains(extent, view, at, payload, rest[:others]):
+        chained, chains = self._chains(extent, view, at, payload, rest[:others])
+        if chained:
+            chains.append(np.fromiter(chained, np.int64, len(chained)).reshape(-1, 3))
+        if chains:
             spans = np.concatenate([spans, *chains])
         if len(spans):
             extent.marked = mark(newlines.text, newlines.index, spans, extent.start)
 
-    def _chains(self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints) -> list[Spans]:
-        """Chains that RE2 confirms, as ``_bounded_chain`` has them; to ``extent`` the candidates that are left to the
-        file's settler."""
+    def _chains(
+        self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints
+    ) -> tuple[list[int], list[Spans]]:
+        """Chains as ``_bounded_chain`` has them, and those that programs made; to ``extent`` the candidates
+        that are left to the file's settler."""
+        spans: list[int] = []
         chains: list[Spans] = []
         for alone in self._plans.in_slot:
-            chains.append(_slot_chain(alone, view, at, payload))
-        which = rest >> _END_BITS
-        borders = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(rest)] if len(rest) else []
-        for start, stop in pairwise(borders):
-            index, ends = int(which[start]), rest[start:stop] & _END_MASK
+            _slot_chain(alone, view, at, payload, spans)
+        keys = rest.tolist()
+        stop = 0
+        while stop < len(keys):
+            start, index = stop, keys[stop] >> _END_BITS
+            stop = bisect_left(keys, (index + 1) << _END_BITS, start)
             pattern = self._plans.bounded.get(index)
             if pattern is None:
-                extent.candidates[index] = ends + extent.start
-            elif pattern.plan.kind is Kind.PART:
-                chains.append(_part_chain(pattern, view, at, payload, ends.tolist()))
-            else:
-                chains.append(_bounded_chain(pattern, view, at, payload, ends))
-        return [chain for chain in chains if len(chain)]
+                extent.candidates[index] = (rest[start:stop] & _END_MASK) + extent.start
+                continue
+            if stop - start > _FEW and pattern.plan.kind is Kind.BOUNDED:
+                chain = _program_chain(pattern, view, at, payload, rest[start:stop] & _END_MASK)
+                if chain is not None:
+                    chains.append(chain)
+                    continue
+            _bounded_chain(pattern, view, at, payload, [key & _END_MASK for key in keys[start:stop]], spans)
+        return spans, chains
