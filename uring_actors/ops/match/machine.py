@@ -23,6 +23,7 @@ from uring_actors.ops.match.program import (
     OP_BYTE,
     OP_JUMP,
     OP_LAZY_RUN,
+    OP_PEEK,
     OP_RUN,
     OP_SAVE,
     OP_SPLIT,
@@ -139,6 +140,8 @@ def _attempt(
             pc = a
         elif operation == OP_JUMP:
             pc = a
+        elif operation == OP_PEEK:
+            failed = at == size or (at < stop and load8(sets + (a << 8) + load8(origin + at)) == OUT)
         elif operation == OP_SAVE:
             if groups != 0:
                 if top > 0:

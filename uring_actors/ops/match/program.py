@@ -15,6 +15,7 @@ own), with the flag U, with ``\\C`` in text of characters, or that are too large
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -46,7 +47,8 @@ OP_SPLIT: Final = 3  # preferred, other: places in the code
 OP_JUMP: Final = 4  # place
 OP_SAVE: Final = 5  # number: 2k where group k begins, 2k + 1 where it ends
 OP_ASSERT: Final = 6  # ASSERTIONS' place of what must hold
-OP_MATCH: Final = 7
+OP_PEEK: Final = 7  # set: the next byte may be of it
+OP_MATCH: Final = 8
 INSTRUCTION_BYTES: Final = 16
 
 # What a set says of a byte.
@@ -120,8 +122,12 @@ class _Maker:
             raise _Unfit
         self._emit(tree)
         self._add(OP_MATCH)
-        for ranges in _first(tree)[0]:
-            self.sets[FIRST] = np.maximum(self.sets[FIRST], self.sets[self.set_of(ranges)])
+        self.sets[FIRST] = self._together(_first(tree)[0])
+
+    def _together(self, classes: Iterable[Ranges]) -> NDArray[np.uint8]:
+        """What a set says of a byte that may be of any of the classes."""
+        tables = [self.sets[self.set_of(ranges)] for ranges in classes]
+        return np.maximum.reduce([np.zeros(256, np.uint8), *tables])
 
     def set_of(self, ranges: Ranges) -> int:
         place = self._places.get(ranges)
@@ -161,6 +167,10 @@ class _Maker:
             raise _Unfit
 
     def _emit_alt(self, node: Alt) -> None:
+        classes, empty = _first(node)
+        if not empty:  # most places are none for any of the ways: that is seen at once
+            self.sets.append(self._together(classes))
+            self._add(OP_PEEK, len(self.sets) - 1)
         jumps = []
         for part in node.parts[:-1]:
             split = self._add(OP_SPLIT)

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import numpy as np
-
 from uring_actors.errors import PipelineError
 from uring_actors.ops.match.newlines import Bytes, as_bytes
 
@@ -150,7 +148,7 @@ class Window:
         """``[low, high)``, which must be had, and some read-ahead, which need not."""
         reader = self._open(low)
         stop = min(self.size, max(high, low + _READ_AHEAD))
-        out = np.empty(stop - low, np.uint8)
+        pieces: list[bytes | bytearray | memoryview] = []
         done = low
         while done < stop:
             try:
@@ -163,6 +161,6 @@ class Window:
                 if done >= high:
                     break
                 raise FileGone("the file is shorter than when it was listed", done, errno.ESTALE)
-            out[done - low : done - low + len(piece)] = np.frombuffer(piece, np.uint8)
+            pieces.append(piece)
             done += len(piece)
-        return as_bytes(out[: done - low])
+        return as_bytes(pieces[0] if len(pieces) == 1 else b"".join(pieces))
