@@ -20,6 +20,7 @@ from uring_actors.ops.match import lower as low
 from uring_actors.ops.match import machine, syntax
 from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.program import Program, program_of
+from uring_actors.ops.rules.judge import shannon
 
 FUZZ = settings(
     deadline=None,
@@ -103,6 +104,26 @@ def test_what_is_not_sure_is_not_said(text: str, data: bytes, end: int) -> None:
     program, _ = made(text, False)
     assert program is not None
     assert attempt(program, data, 0, 0, len(data))[0] == end
+
+
+@FUZZ
+@given(st.lists(st.text("ab1é=;", max_size=12).map(str.encode), min_size=1, max_size=8), st.data())
+def test_entropies_are_those_of_the_secrets(lines: list[bytes], data: st.DataObject) -> None:
+    """Of the first group that is not empty, or of the second."""
+    text = b"\n".join(lines) + b"\n"
+    program, regex = made(r"([ab1]*)=?(\w+|;+)", False)
+    assert program is not None
+    found = list(regex.finditer(text))
+    base = data.draw(st.integers(0, len(text)))
+    starts, ends = np.array([m.span() for m in found], np.int64).reshape(-1, 2).T.copy()
+    for number in (0, 2):
+        bits = machine.Groups(program).entropies(as_bytes(text[base:]), base, len(text), starts, ends, number)
+        for m, bit in zip(found, bits, strict=True):
+            secret = m[number] if number else next(group for group in m.groups() if group)
+            if np.isfinite(bit):
+                assert bit == pytest.approx(shannon(secret), abs=1e-9)
+            else:
+                assert m.start() <= base or not m[0].isascii() or not text[m.end() : m.end() + 1].isascii()
 
 
 @pytest.mark.parametrize("text", ["(?U)a+b", "(?:a*)*b", "(?:a|b*)+c", r"\Ca", "(?:(?:abc){1,9}d){1,111}e" * 3])

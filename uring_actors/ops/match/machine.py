@@ -6,9 +6,11 @@ Places are offsets in the file. Of its ``size`` bytes [``base``, ``stop``) are i
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uring_actors.arena.atomics import load8, load32, load64, store64
 from uring_actors.hot import hot
@@ -206,12 +208,68 @@ def _groups(code: int, sets: int, text: Bytes, start: int, places: Ints) -> int:
     return _attempt(code, sets, text.ctypes.data, 0, size, size + 1, start, stack.ctypes.data, places.ctypes.data)
 
 
+@hot
+def _entropies(
+    code: int,
+    sets: int,
+    text: Bytes,
+    base: int,
+    size: int,
+    starts: Ints,
+    ends: Ints,
+    number: int,
+    places: Ints,
+    found: NDArray[np.float64],
+) -> None:
+    stack = np.empty(3 * _STACK, np.int64)
+    counts = np.zeros(256, np.int64)
+    origin, stop = text.ctypes.data - base, base + text.size
+    for k in range(starts.size):
+        at = starts[k]
+        if (at == base and base > 0) or at < base or at >= stop:
+            continue
+        places[:] = -1
+        past = _attempt(code, sets, origin, base, stop, size, at, stack.ctypes.data, places.ctypes.data)
+        if past != ends[k]:
+            continue
+        group = number
+        if group == 0:
+            group = 1
+            while 2 * group < places.size and places[2 * group + 1] <= places[2 * group]:
+                group += 1
+        if 2 * group >= places.size:
+            continue
+        low, high = places[2 * group], places[2 * group + 1]
+        counts[:] = 0
+        plain = high > low
+        for i in range(low, high):
+            byte = load8(origin + i)
+            counts[byte] += 1
+            plain &= byte < 128
+        if plain:
+            bits = 0.0
+            for i in range(low, high):  # each byte's share of them
+                bits -= math.log2(counts[load8(origin + i)] / (high - low))
+            found[k] = bits / (high - low)
+
+
 class Groups:
     """Where a pattern's groups are in a match. Not for two threads at once."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._places = np.empty(2 * program.groups + 2, np.int64)
+
+    def entropies(
+        self, text: Bytes, base: int, size: int, starts: Ints, ends: Ints, number: int
+    ) -> NDArray[np.float64]:
+        """For each match the bits a byte that group ``number`` of it has (0: the first group that is not empty).
+
+        ``text`` is the file's bytes from ``base`` on. Infinite where that isn't known, or the bytes are no ASCII.
+        """
+        found = np.full(len(starts), np.inf)
+        _entropies(*self._program.addresses, text, base, size, starts, ends, number, self._places, found)
+        return found
 
     def find(self, text: Bytes, start: int) -> tuple[int, list[int]]:
         """Where the match at ``start`` ends, NONE or ASK (also where the bytes behind ``text`` may decide).

@@ -104,6 +104,10 @@ class Window:
         """Whether ``[start, stop)`` is in bytes that are lent."""
         return self._lent is not None and self._lent[1] <= start and stop <= self._lent[2]
 
+    def lent_for(self, start: int, stop: int) -> tuple[memoryview, int] | None:
+        """The lent bytes, and the first one's offset, where they hold ``[start, stop)``."""
+        return self._lent[:2] if self._lent is not None and self.has(start, stop) else None
+
     def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
         """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
 

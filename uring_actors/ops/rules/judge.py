@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import re2
+from numpy.typing import NDArray
 
 from uring_actors.ops.match.machine import Groups
-from uring_actors.ops.match.newlines import as_bytes
+from uring_actors.ops.match.newlines import Ints, as_bytes
 from uring_actors.ops.match.planset import Spans, find_groups
 from uring_actors.ops.match.program import program_of
 from uring_actors.ops.match.window import Window
@@ -35,6 +36,8 @@ _REMEMBERED = 1 << 11
 """Short matches of a rule: the same ones come again and again."""
 _ALMOST = 1 - 1e-9
 """Leaves the borders to arithmetic."""
+_ROUNDING = 1e-6
+"""More than two ways to add up an entropy differ by."""
 _FEW = 1 << 16
 _FEW_BYTES = 1 << 10
 
@@ -79,6 +82,17 @@ class CompiledRule:
         if self._path is not None and not self._path(path):
             return False
         return not any(test(path) for test in self._path_allows)
+
+    def weak(self, window: Window, starts: Ints, ends: Ints) -> NDArray[np.bool_]:
+        """Of many matches those whose secrets certainly have too little entropy, as far as lent bytes show it."""
+        none = np.zeros(len(starts), np.bool_)
+        text = window.lent_for(int(starts.min()), int(ends.max()))
+        if not self.rule.entropy or self._groups is None or self._quick_groups is None or text is None:
+            return none
+        bits = self._quick_groups.entropies(
+            as_bytes(text[0]), text[1], window.size, starts, ends, self.rule.secret_group
+        )
+        return bits < self.rule.entropy - _ROUNDING
 
     def judge(self, path: bytes, window: Window, start: int, end: int, match: bytes) -> Verdict | None:
         """None where the match, at ``[start, end)``, is not to be reported.
