@@ -343,6 +343,16 @@ def test_a_scan_in_small_slots(everything: Rules, tmp_path: Path) -> None:
         assert len(ours) == len(wanted)
 
 
+@pytest.mark.parametrize("payload", [700, 4096, 65536])
+def test_many_matches_of_a_rule(everything: Rules, payload: int) -> None:
+    """So many that they are weighed at once: secrets of little entropy, of just enough (1.5), and of more."""
+    rng = random.Random(payload)
+    secrets = [b"aaaa", b"abcc", b"aabb", b"abcd12", b"abab1212", b"a\xffb", "abé".encode(), b"zzzzzz", b"dead12"]
+    shapes = [b"tok_%s other\n", b"k=%s;\n", b"v=%s\n", b"id:1:%s\n", b"# tok_%s\n", b" <<%s>>"]
+    data = b"ID: key needle\n" + b"".join(rng.choice(shapes) % rng.choice(secrets) for _ in range(2000))
+    agrees(Drive(everything), b"a.txt", data, payload, payload)
+
+
 def test_a_keyword_far_behind_its_match_counts(everything: Rules) -> None:
     drive = Drive(everything)
     data = b"yxx. " + b"-" * 500

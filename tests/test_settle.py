@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from uring_actors.ops.match import unbounded, window
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import Pattern, compile_source
 from uring_actors.ops.match.settle import FileSettler
-from uring_actors.ops.match.unbounded import Found, LineSearch
+from uring_actors.ops.match.unbounded import Found, LineSearch, Matches
 from uring_actors.ops.match.window import LocalFile, ReadFailed, Window
 
 LITERALS = [literal(0, b"aa"), literal(1, b"foo"), literal(2, b"a"), literal(3, b"\n\n"), literal(4, b"\xff\x00")]
@@ -294,13 +295,13 @@ def test_lines_searched_as_one_lose_no_more_than_one_by_one(monkeypatch: pytest.
 
     def found(hole: int) -> tuple[list[Found], int, int]:
         search = LineSearch(Pattern(LINE[1]), Window(partial(Memory, data, [(hole, hole + 1)]), len(data)))
-        search.learn(range(2, len(data), 3))
-        out: list[Found] = []
+        search.learn(np.arange(2, len(data), 3))
+        out = Matches()
         try:
             search.advance(len(data), len(data) - 1, out)
         except ReadFailed as error:
-            return out, search.at, error.offset
-        return out, search.at, -1
+            return out.found, search.at, error.offset
+        return out.found, search.at, -1
 
     holes = [3, 4096, 7000, 9001, len(data) - 1, len(data)]
     together = [found(hole) for hole in holes]

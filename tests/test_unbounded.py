@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 
+import numpy as np
 import pytest
 import re2
 from hypothesis import HealthCheck, assume, given, settings
@@ -226,7 +227,7 @@ def prefix_search(text: str, data: bytes, reader: Memory) -> unbounded.PrefixSea
     search = unbounded.PrefixSearch(unbounded_pattern(plan), Window(lambda: reader, len(data)))
     assert plan.candidate is not None
     candidate = re2.compile(plan.candidate, syntax.re2_options(True))
-    search.learn([m.end() for m in candidate.finditer(data)])
+    search.learn(np.array([m.end() for m in candidate.finditer(data)], np.int64))
     return search
 
 
@@ -238,10 +239,10 @@ def test_a_lazy_match_is_read_about_once_and_nothing_behind_it() -> None:
     data = b"BEGIN " + b"x\xc3\xa9- " * 400_000 + b"-----END\n" + b"y" * 4_000_000
     reader = Memory(data)
     search = prefix_search(r"BEGIN[\s\S]{8,}?-----END", data, reader)
-    out: list[unbounded.Found] = []
+    out = unbounded.Matches()
     search.advance(len(data), -1, out)
     end = data.index(b"END\n") + 3
-    assert [(f.start, f.end, bytes(f.text)) for f in out] == [(0, end, data[:end])]
+    assert [(f.start, f.end, bytes(f.text)) for f in out.found] == [(0, end, data[:end])]
     assert reader.read < 2.2 * end
 
 
@@ -249,9 +250,9 @@ def test_a_gap_that_leads_nowhere_is_crossed_once() -> None:
     data = (b"BEGIN and no end" + b"." * 1000) * 2000
     reader = Memory(data)
     search = prefix_search(r"BEGIN[\s\S]{8,}?-----END", data, reader)
-    out: list[unbounded.Found] = []
+    out = unbounded.Matches()
     search.advance(len(data), -1, out)
-    assert out == []
+    assert (out.found, out.many) == ([], [])
     assert search._linear is None
     assert reader.read < 80 * len(data)  # to the end from each start: a thousand times
 
@@ -262,12 +263,12 @@ def test_a_match_before_what_cannot_be_read_is_found() -> None:
     end = data.index(b"END") + 3
     for hole in (end + 2, end + 3, end + 500, end + 70_000):
         search = prefix_search(text, data, Memory(data, [(hole, len(data))]))
-        out: list[unbounded.Found] = []
+        out = unbounded.Matches()
         search.advance(len(data), -1, out)
-        assert [(f.start, f.end) for f in out] == [(0, end)], hole
+        assert [(f.start, f.end) for f in out.found] == [(0, end)], hole
     search = prefix_search(text, data, Memory(data, [(end - 1, end)]))
     with pytest.raises(unbounded.ReadFailed) as failed:
-        search.advance(len(data), -1, [])
+        search.advance(len(data), -1, unbounded.Matches())
     assert (failed.value.offset, failed.value.errno) == (end - 1, errno.EIO)
 
 

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from uring_actors.arena.atomics import load8
 from uring_actors.hot import hot
+from uring_actors.ops.match.machine import Walk
 from uring_actors.ops.match.newlines import (
     NO_INDEX,
     Bytes,
@@ -52,13 +53,16 @@ from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern, PlanSet
 from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTERNS, Marked, in_order
 
+_FEW = 4
+"""Candidates up to which RE2 is as fast as the start of a compiled loop."""
+
 # A candidate as one number, so that one sort orders and one comparison removes duplicates: pattern, then end.
 _END_BITS = 40
 _END_MASK = (1 << _END_BITS) - 1
 
 Spans = NDArray[np.int64]
 """Rows of pattern, start, end: relative to the payload."""
-Candidates = dict[int, list[int]]
+Candidates = dict[int, Ints]
 """By pattern: where in the file its candidates end; ascending, without duplicates."""
 
 
@@ -215,6 +219,20 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
             resume = past
 
 
+def _program_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: Ints) -> Spans | None:
+    """As ``_bounded_chain``, by the pattern's program; None where that doesn't decide all of it."""
+    program = pattern.program
+    if program is None:
+        return None
+    walk = Walk(program, ends + at, pattern.plan.min_width, pattern.width, at + payload, at + payload)
+    if not walk.whole(as_bytes(view), at):
+        return None
+    spans = np.empty((len(walk.spans), 3), np.int64)
+    spans[:, 0] = pattern.plan.index
+    np.subtract(walk.spans, at, out=spans[:, 1:])
+    return spans
+
+
 def _bounded_chain(
     pattern: Pattern, view: memoryview, at: int, payload: int, ends: list[int], spans: list[int]
 ) -> None:
@@ -321,30 +339,36 @@ class Confirmer:
         keys.sort()
         found, others = _split(keys, self._plans.literal_width, payload, spans, rest)
         spans = spans[:found]
-        chains = self._chains(extent, view, at, payload, rest[:others])
+        chained, chains = self._chains(extent, view, at, payload, rest[:others])
+        if chained:
+            chains.append(np.fromiter(chained, np.int64, len(chained)).reshape(-1, 3))
         if chains:
-            chained = np.fromiter(chains, np.int64, len(chains)).reshape(-1, 3)
-            spans = np.concatenate([spans, chained]) if len(spans) else chained
+            spans = np.concatenate([spans, *chains])
         if len(spans):
             extent.marked = mark(newlines.text, newlines.index, spans, extent.start)
 
-    def _chains(self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints) -> list[int]:
-        """Chains that RE2 confirms, as ``_bounded_chain`` has them; to ``extent`` the candidates that are left to the
-        file's settler."""
+    def _chains(
+        self, extent: ExtentMatches, view: memoryview, at: int, payload: int, rest: Ints
+    ) -> tuple[list[int], list[Spans]]:
+        """Chains as ``_bounded_chain`` has them, and those that programs made; to ``extent`` the candidates
+        that are left to the file's settler."""
         spans: list[int] = []
+        chains: list[Spans] = []
         for alone in self._plans.in_slot:
             _slot_chain(alone, view, at, payload, spans)
-        if not len(rest):
-            return spans
         keys = rest.tolist()
         stop = 0
         while stop < len(keys):
             start, index = stop, keys[stop] >> _END_BITS
             stop = bisect_left(keys, (index + 1) << _END_BITS, start)
-            ends = [key & _END_MASK for key in keys[start:stop]]
             pattern = self._plans.bounded.get(index)
             if pattern is None:
-                extent.candidates[index] = [end + extent.start for end in ends]
-            else:
-                _bounded_chain(pattern, view, at, payload, ends, spans)
-        return spans
+                extent.candidates[index] = (rest[start:stop] & _END_MASK) + extent.start
+                continue
+            if stop - start > _FEW and pattern.plan.kind is Kind.BOUNDED:
+                chain = _program_chain(pattern, view, at, payload, rest[start:stop] & _END_MASK)
+                if chain is not None:
+                    chains.append(chain)
+                    continue
+            _bounded_chain(pattern, view, at, payload, [key & _END_MASK for key in keys[start:stop]], spans)
+        return spans, chains

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import re2
 
+from uring_actors.ops.match.needles import Needles
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 from uring_actors.ops.match.plan import Kind, PatternPlan
+from uring_actors.ops.match.program import Program, program_of
 from uring_actors.ops.match.syntax import cut_short
 
 _ROOMY = 32 << 20
@@ -167,6 +169,10 @@ class Pattern:
         self._core: Core | None = None
 
     @property
+    def program(self) -> Program | None:
+        return program_of(self.plan.re2, latin1=self.plan.latin1)
+
+    @property
     def core(self) -> Core:
         """Of PREFIX. Made when it is first needed: most patterns have no candidate."""
         if self._core is None:
@@ -200,7 +206,13 @@ class Core:
         if lead is not None and lead.head is not None:
             self.head = _find(re2.compile(lead.head, _options(latin1=True)), "UNANCHORED")
             self.head_most = lead.head_max
+        self.program = program_of(
+            plan.re2 if lead is None else lead.core,
+            latin1=plan.latin1,
+            front=None if lead is None else lead.front,
+        )
         self.gap = None if lead is None else lead.gap
+        self.literals = None if self.gap is None or not self.gap.literals else Needles(self.gap.literals)
         self.rest = None if self.gap is None else Expression(self.gap.rest, latin1=plan.latin1)
 
 

@@ -19,8 +19,9 @@ Nothing that is not known to be right is emitted: what can't be decided becomes 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark
 from uring_actors.ops.match.newlines import NO_INDEX, Bytes, Index, Ints, as_bytes, count_before
 from uring_actors.ops.match.planset import Pattern, PlanSet
 from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Row, Rows
-from uring_actors.ops.match.unbounded import Found, Search, search_for
+from uring_actors.ops.match.unbounded import Found, Matches, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
 from uring_actors.pieces import LOST, UNKNOWN, Piece, PieceEnd
 
@@ -164,8 +165,8 @@ class FileSettler:
         self._lines = self._newline = _UNKNOWN
         self._cross(extent.stop)
         faults = [Fault(extent.start, extent.errno, extent.reason, extent.start)]
-        few = [] if self._unbounded is None else self._unbounded.pass_over(extent, faults)
-        return Settled(self._next, Rows.of(few) if few else NO_ROWS, tuple(faults))
+        parts = [] if self._unbounded is None else self._unbounded.pass_over(extent, faults)
+        return Settled(self._next, Rows.join(parts) if parts else NO_ROWS, tuple(faults))
 
     def _settle(self, extent: ExtentMatches) -> Settled:
         faults: list[Fault] = []
@@ -184,8 +185,8 @@ class FileSettler:
         if reach > extent.stop:
             for k in np.flatnonzero(marked.end > extent.stop).tolist():
                 self._resume[int(marked.pattern[k])] = int(marked.end[k])
-        if self._unbounded is not None and (few := self._unbounded.advance(extent, self._newline, faults)):
-            rows = Rows.join([rows, Rows.of(few)]) if len(rows) else Rows.of(few)
+        if self._unbounded is not None and (parts := self._unbounded.advance(extent, self._newline, faults)):
+            rows = Rows.join([rows, *parts] if len(rows) else parts)
         return Settled(self._next, rows, tuple(faults))
 
     def _note_head(self, marked: Marked) -> None:
@@ -368,7 +369,7 @@ class _Unbounded:
             bounds.append(0)
         return min(bounds, default=frontier)
 
-    def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> list[Row]:
+    def advance(self, extent: ExtentMatches, newline: int, faults: list[Fault]) -> list[Rows]:
         """Rows that are decided now that ``extent`` is settled (``newline``: the last before its end)."""
         for index in [index for index, offset in self._stuck.items() if extent.start > offset]:
             del self._stuck[index]
@@ -380,7 +381,7 @@ class _Unbounded:
         self._index, self._indexed = extent.index, extent.start
         return self._advance_all(extent, newline, faults)
 
-    def pass_over(self, extent: Unread, faults: list[Fault]) -> list[Row]:
+    def pass_over(self, extent: Unread, faults: list[Fault]) -> list[Rows]:
         """As ``advance`` for an extent that no engine saw: the searches try what the file itself gives."""
         for pattern in self._plans.unbounded:
             search = self._search(pattern.plan.index)
@@ -395,22 +396,32 @@ class _Unbounded:
             search = self._searches[index] = search_for(self._plans.patterns[index], self._window)
         return search
 
-    def _advance_all(self, extent: ExtentMatches | Unread, newline: int, faults: list[Fault]) -> list[Row]:
-        matches: list[tuple[int, int, Found]] = []
+    def _advance_all(self, extent: ExtentMatches | Unread, newline: int, faults: list[Fault]) -> list[Rows]:
+        found: list[tuple[int, int, Found]] = []
+        parts: list[Rows] = []
         for index in [i for i in self._searches if i not in self._stuck]:
             if search := self._searches.get(index):  # else the file is gone, and with it all searches
-                found: list[Found] = []
-                self._run(index, search, extent, newline, found, faults)
-                if found:
-                    matches += [(f.start, index, f) for f in found]
-        if not matches:
-            return []
-        matches.sort(key=lambda match: match[:2])
-        places = self._places([match[0] for match in matches])
-        return [
-            Row(index, start, found.end, *place, found.text)
-            for (start, index, found), place in zip(matches, places, strict=True)
+                matches = Matches()
+                self._run(index, search, extent, newline, matches, faults)
+                found += [(one.start, index, one) for one in matches.found]
+                parts += [self._rows_of_many(index, *many) for many in matches.many]
+        if found:
+            parts.append(self._rows_of(found))
+        return parts
+
+    def _rows_of(self, found: list[tuple[int, int, Found]]) -> Rows:
+        """Rows of matches by start and pattern."""
+        found.sort(key=lambda match: match[:2])
+        lines, columns = self._places(np.array([match[0] for match in found], np.int64))
+        rows = [
+            Row(index, one.start, one.end, line, column, one.text)
+            for (_, index, one), line, column in zip(found, lines.tolist(), columns.tolist(), strict=True)
         ]
+        return Rows.of(rows)
+
+    def _rows_of_many(self, index: int, starts: Ints, offsets: Ints, data: Bytes) -> Rows:
+        patterns = np.full(len(starts), index, np.int32)
+        return Rows(patterns, starts, starts + np.diff(offsets), *self._places(starts), offsets, data)
 
     def _gone(self) -> int:
         """Give all searches up; the least offset that one of them had not decided yet."""
@@ -426,13 +437,13 @@ class _Unbounded:
         search: Search,
         extent: ExtentMatches | Unread,
         newline: int,
-        found: list[Found],
+        matches: Matches,
         faults: list[Fault],
     ) -> None:
         told = False
         while True:
             try:
-                search.advance(extent.stop, newline, found)
+                search.advance(extent.stop, newline, matches)
                 return
             except FileGone as error:
                 faults.append(_fault(error, self._gone(), None))
@@ -452,41 +463,38 @@ class _Unbounded:
                 # Where the byte before the extent is lost, its first byte lacks its context.
                 search.restart(max(extent.start, error.offset + 2))
 
-    def _places(self, starts: list[int]) -> list[tuple[int, int]]:
+    def _places(self, starts: Ints) -> tuple[Ints, Ints]:
         """Lines and columns (0: unknown) of ascending ``starts``, counted from the border before each."""
-        places: list[tuple[int, int]] = []
-        while len(places) < len(starts):
-            start = starts[len(places)]
-            border, following, lines, newline = self.borders.before(start)
-            stop = len(starts) if following is None else bisect_left(starts, following)
-            part = starts[len(places) : stop]
+        line, column = np.zeros((2, len(starts)), np.int64)
+        done = 0
+        while done < len(starts):
+            border, following, lines, newline = self.borders.before(int(starts[done]))
+            stop = len(starts) if following is None else int(np.searchsorted(starts, following))
             index = self._index if border == self._indexed else NO_INDEX
-            if len(index) and not self._window.has(border, part[-1]):
+            if len(index) and not self._window.has(border, int(starts[stop - 1])):
                 # Only what is near them is read.
-                part = part[: next((k for k in range(1, len(part)) if part[k] - part[k - 1] > _APART), None)]
-            try:
-                counts, lasts = self._count(border, index, part)
-            except ReadFailed:  # the rows stand, without line and column
-                places += [(0, 0)] * len(part)
-                continue
-            for start, count, last in zip(part, counts, lasts, strict=True):
-                last = newline if last < 0 else border + last
-                line = 0 if lines == _UNKNOWN else lines + count + 1
-                places.append((line, 0 if last == _UNKNOWN else start - last))
-        return places
+                apart = np.flatnonzero(np.diff(starts[done:stop]) > _APART)
+                stop = done + 1 + int(apart[0]) if len(apart) else stop
+            part = slice(done, stop)
+            with suppress(ReadFailed):  # the rows stand, without line and column
+                counts, lasts = self._count(border, index, starts[part])
+                last = np.where(lasts < 0, newline, border + lasts)
+                line[part] = 0 if lines == _UNKNOWN else lines + counts + 1
+                column[part] = np.where(last == _UNKNOWN, 0, starts[part] - last)
+            done = stop
+        return line, column
 
-    def _count(self, border: int, index: Index, starts: list[int]) -> tuple[list[int], list[int]]:
+    def _count(self, border: int, index: Index, starts: Ints) -> tuple[Ints, Ints]:
         """Newlines between ``border`` and each of ``starts``, and how far behind it the last one is (or -1).
 
         ``index`` is that of the payload which begins at the border, or NO_INDEX.
         """
         chunk = 0
         if len(index):  # the last newline before the first start, if there is one, is in this chunk or behind it
-            chunk = upto = (starts[0] - border) // abi.NEWLINE_CHUNK
+            chunk = upto = (int(starts[0]) - border) // abi.NEWLINE_CHUNK
             while chunk and index[chunk] == index[upto]:
                 chunk -= 1
-        view, base = self._window.view(border + chunk * abi.NEWLINE_CHUNK, starts[-1], before=0)
-        places = np.array(starts) - border
+        view, base = self._window.view(border + chunk * abi.NEWLINE_CHUNK, int(starts[-1]), before=0)
         counts, lasts = np.empty((2, len(starts)), np.int64)
-        count_before(as_bytes(view), border - base, index, places, counts, lasts)
-        return counts.tolist(), lasts.tolist()
+        count_before(as_bytes(view), border - base, index, starts - border, counts, lasts)
+        return counts, lasts

@@ -27,6 +27,7 @@ from uring_actors.ops.match.tree import (
     Assert,
     Assertion,
     ByteSet,
+    Capture,
     Chars,
     Concat,
     Node,
@@ -157,6 +158,8 @@ class _Group:
     branch: list[Node] = field(default_factory=list)
     copies: list[int] = field(default_factory=list)
     """For each node of ``branch``, how often its innermost part is repeated by counts, at most."""
+    number: int = 0
+    """Of a capture group, from 1; 0: it captures nothing."""
     deepest: int = 1
     """The largest of ``copies`` over the finished branches."""
 
@@ -177,8 +180,10 @@ class _Leaf(NamedTuple):
 
 
 class _Parser:
-    def __init__(self, text: str, flags: Flags, latin1: bool) -> None:
+    def __init__(self, text: str, flags: Flags, latin1: bool, *, ways: bool = False) -> None:
         self.text = text
+        self.ways = ways
+        self.captures = 0
         self.at = 0
         self.flags = flags
         self.latin1 = latin1
@@ -266,8 +271,8 @@ class _Parser:
         start = self.at
         counted = _REPETITION.match(self.text, start)
         self.at = counted.end() if counted else start + 1
-        if self.peek() == "?":
-            self.at += 1
+        lazy = self.peek() == "?"
+        self.at += lazy
         if self.after_repetition:
             raise self.error("a repetition of a repetition", start)
         if counted:
@@ -282,7 +287,7 @@ class _Parser:
             copies *= max(1, least if most is None else most)
             if copies > MOST_REPEATS:
                 raise self.error(f"repeats more than {MOST_REPEATS} times", start)
-        self.push(repeat(inner, least, most), copies)
+        self.push(repeat(inner, least, most, lazy=lazy and self.ways), copies)
 
     def counts(self, counted: re.Match[str]) -> tuple[int, int | None]:
         least = int(counted[1])
@@ -299,7 +304,7 @@ class _Parser:
         start = self.at
         if not self.sees("(?"):
             self.at += 1
-            self.groups.append(_Group(start, self.flags))
+            self.open_capture(start)
         elif self.sees("(?P<") or (self.sees("(?<") and self.peek(3) not in ("", "=", "!")):
             self.named_group(start)
         else:
@@ -313,7 +318,11 @@ class _Parser:
         if not _is_name(self.text[name_at:end]):
             raise self.error("not a group name", name_at)
         self.at = end + 1
-        self.groups.append(_Group(start, self.flags))
+        self.open_capture(start)
+
+    def open_capture(self, start: int) -> None:
+        self.captures += 1
+        self.groups.append(_Group(start, self.flags, number=self.captures))
 
     def perl_flags(self, start: int) -> None:
         """``(?flags)`` and ``(?flags:``; flags behind a ``-`` are switched off."""
@@ -346,7 +355,8 @@ class _Parser:
         self.at += 1
         group = self.groups.pop()
         self.flags = group.flags
-        self.push(*self.finish(group))
+        inner, copies = self.finish(group)
+        self.push(Capture(inner, group.number) if self.ways and group.number else inner, copies)
 
     # -- escapes
 
@@ -540,6 +550,21 @@ def parse(text: str, flags: Flags = NO_FLAGS, *, latin1: bool = False) -> Node:
     Raises PatternError, with the position in ``text``. ``EMPTY`` is the empty pattern's tree.
     """
     return _Parser(text, flags, latin1).parse() if text else EMPTY
+
+
+class NoWays(Exception):
+    """A pattern with the flag U: what is lazy in it is not known."""
+
+
+def parse_ways(text: str, *, latin1: bool = False) -> tuple[Node, int]:
+    """The tree of a pattern that RE2 takes, with what is lazy and what is captured; and how many groups there are.
+
+    Raises NoWays.
+    """
+    if _SWAPPED.search(text):
+        raise NoWays
+    parser = _Parser(text, NO_FLAGS, latin1, ways=True)
+    return parser.parse(), parser.captures
 
 
 def cut_short(text: str, *, latin1: bool = False) -> str | None:

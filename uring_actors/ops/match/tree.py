@@ -5,7 +5,8 @@ hold ``ByteSet`` (sets of byte values) in their place. Everything else is common
 
 Invariants: nodes are immutable and come from the constructors ``concat``, ``alt`` and ``repeat``, which keep
 them flat (no Concat directly in a Concat, no Alt directly in an Alt, no composite of one part). Greediness
-and capture groups are not kept: they choose between matches, and no analysis here depends on the choice.
+and capture groups choose between matches, and no analysis here depends on the choice: they are kept for
+``program.py`` alone (``syntax.parse_ways``).
 A pattern may nest thousands of groups, so walks over untrusted trees use ``fold``, which does not recurse.
 """
 
@@ -75,9 +76,18 @@ class Repeat:
     inner: Node
     least: int
     most: int | None
+    lazy: bool = False
 
 
-Node = Chars | ByteSet | Assertion | Concat | Alt | Repeat
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A capture group, from 1."""
+
+    inner: Node
+    number: int
+
+
+Node = Chars | ByteSet | Assertion | Concat | Alt | Repeat | Capture
 
 EMPTY = Concat(())
 """The empty word. There is only this one: ``is EMPTY`` is enough."""
@@ -110,10 +120,10 @@ def alt(parts: Iterable[Node]) -> Node:
     return flat[0] if len(flat) == 1 else Alt(tuple(flat))
 
 
-def repeat(inner: Node, least: int, most: int | None) -> Node:
+def repeat(inner: Node, least: int, most: int | None, *, lazy: bool = False) -> Node:
     if most == 0 or inner is EMPTY:
         return EMPTY
-    return inner if least == most == 1 else Repeat(inner, least, most)
+    return inner if least == most == 1 else Repeat(inner, least, most, lazy)
 
 
 def union(ranges: Iterable[tuple[int, int]]) -> Ranges:
@@ -166,7 +176,7 @@ T = TypeVar("T")
 def children(node: Node) -> tuple[Node, ...]:
     if isinstance(node, Concat | Alt):
         return node.parts
-    return (node.inner,) if isinstance(node, Repeat) else ()
+    return (node.inner,) if isinstance(node, Repeat | Capture) else ()
 
 
 def fold(root: Node, visit: Callable[[Node, list[T]], T]) -> T:

@@ -19,13 +19,17 @@ emitted stays right.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from uring_actors.ops.match.newlines import as_bytes, first_newline, last_newline
+import numpy as np
+
+from uring_actors.ops.match import machine
+from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes, copy_ranges, first_newline, last_newline
 from uring_actors.ops.match.plan import Kind, LazyGap
 from uring_actors.ops.match.planset import Expression, Pattern
+from uring_actors.ops.match.program import Program
+from uring_actors.ops.match.rows import NO_INTS
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
 
@@ -37,6 +41,18 @@ class Found(NamedTuple):
     text: bytes | memoryview
 
 
+class Matches:
+    """What a search emits, one by one or many at a time; both in the order of their starts."""
+
+    def __init__(self) -> None:
+        self.found: list[Found] = []
+        self.many: list[tuple[Ints, Ints, Bytes]] = []
+        """Starts (file offsets), where each one's bytes begin and end among all, and these."""
+
+    def append(self, found: Found) -> None:
+        self.found.append(found)
+
+
 class Search(Protocol):
     """One pattern's search through one file."""
 
@@ -44,10 +60,10 @@ class Search(Protocol):
     def at(self) -> int:
         """Matches that start before this have been emitted, or are given up."""
 
-    def learn(self, ends: Sequence[int]) -> None:
+    def learn(self, ends: Ints) -> None:
         """More candidate ends (file offsets): ascending, without duplicates."""
 
-    def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
+    def advance(self, frontier: int, newline: int, out: Matches) -> None:
         """Emit what is decided up to ``frontier`` (``newline``: the last one before it, -1 if there is none).
 
         Raises ReadFailed; ``out`` keeps what was found before.
@@ -78,11 +94,11 @@ def search_for(pattern: Pattern, window: Window) -> Search:
     return FileSearch(pattern, window)
 
 
-def _union(known: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
-    return sorted({*known, *ends}) if known else ends
+def _union(known: Ints, ends: Ints) -> Ints:
+    return np.union1d(known, ends) if len(known) else ends
 
 
-def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: list[Found]) -> None:
+def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: Matches) -> None:
     """All matches within ``[start, stop)``, which begins and ends at borders of lines.
 
     No match holds a newline, so none is cut, and the chain over the file is the lines' chains in a row.
@@ -104,7 +120,7 @@ class EveryLineSearch:
         self._pattern = pattern
         self._window = window
 
-    def learn(self, ends: Sequence[int]) -> None:
+    def learn(self, ends: Ints) -> None:
         """There are none."""
 
     def suspect(self, start: int, stop: int) -> None:
@@ -115,7 +131,7 @@ class EveryLineSearch:
         """See Search."""
         return False
 
-    def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
+    def advance(self, frontier: int, newline: int, out: Matches) -> None:
         """See Search."""
         stop = frontier if frontier == self._window.size else newline
         if stop > self.at:
@@ -142,37 +158,38 @@ class LineSearch:
         self.at = 0
         self._pattern = pattern
         self._window = window
-        self._ends: Sequence[int] = ()
+        self._ends = NO_INTS
 
-    def learn(self, ends: Sequence[int]) -> None:
+    def learn(self, ends: Ints) -> None:
         """See Search."""
         self._ends = _union(self._ends, ends)
 
     def suspect(self, start: int, stop: int) -> None:
         """See Search. A match that starts before ``start`` is in the line of that byte."""
-        self.learn((start + 1,))
+        self.learn(np.array([start + 1]))
 
     @property
     def idle(self) -> bool:
         """See Search."""
-        return not self._ends
+        return not len(self._ends)
 
-    def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
+    def advance(self, frontier: int, newline: int, out: Matches) -> None:
         """See Search. A line that crosses the frontier is read to its end: its matches are all emitted now.
 
         Lines whose candidates are near each other are searched as one, with those in between, which have no match: to
         find a line's borders takes longer than to search it.
         """
         k, near = 0, _NEAR
-        while k < len(self._ends):
-            first, end = k, self._ends[k]
+        ends = self._ends.tolist()
+        while k < len(ends):
+            first, end = k, ends[k]
             k += 1
             if end <= self.at:  # in a line that is done
                 continue
-            while k < len(self._ends) and self._ends[k] - self._ends[k - 1] <= near:
+            while k < len(ends) and ends[k] - ends[k - 1] <= near:
                 k += 1
             try:
-                start, stop = self._line_start(end - 1), self._line_stop(self._ends[k - 1] - 1)
+                start, stop = self._line_start(end - 1), self._line_stop(ends[k - 1] - 1)
                 _emit_lines(self._pattern, self._window, start, stop, out)
             except ReadFailed:
                 if k == first + 1:
@@ -180,7 +197,7 @@ class LineSearch:
                 k, near = first, -1  # what can be had, line by line
                 continue
             self.at = stop + 1
-        self._ends = ()
+        self._ends = NO_INTS
 
     def decided(self, frontier: int, newline: int) -> int:
         """See Search. The last line may still show a candidate."""
@@ -285,28 +302,28 @@ class FileSearch:
         self._pattern = pattern
         self._whole = pattern.whole
         self._window = window
-        self._ends: Sequence[int] = ()
+        self._ends = NO_INTS
         self._reach = 0  # the next window must go this far to be worth a try
 
-    def learn(self, ends: Sequence[int]) -> None:
+    def learn(self, ends: Ints) -> None:
         """See Search."""
         self._ends = _union(self._ends, ends)
 
     def suspect(self, start: int, stop: int) -> None:
         """See Search."""
-        self.learn((stop - 1 + self._pattern.plan.candidate_max,))
+        self.learn(np.array([stop - 1 + self._pattern.plan.candidate_max]))
 
     @property
     def idle(self) -> bool:
         """See Search."""
-        return not self._ends and self._pattern.plan.candidate is not None
+        return not len(self._ends) and self._pattern.plan.candidate is not None
 
     def restart(self, at: int) -> None:
         """See Search."""
         self.at = max(self.at, at)
         self._reach = 0
 
-    def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
+    def advance(self, frontier: int, newline: int, out: Matches) -> None:
         """See Search."""
         size = self._window.size
         while self.at < frontier and self._wanted():
@@ -335,11 +352,10 @@ class FileSearch:
         if self._pattern.plan.candidate is None:
             return True
         least = self.at + self._pattern.plan.candidate_min
-        if self._ends and self._ends[0] < least:
-            self._ends = self._ends[bisect_left(self._ends, least) :]
+        self._ends = self._ends[np.searchsorted(self._ends, least) :]
         return len(self._ends) > 0
 
-    def _step(self, stop: int, out: list[Found]) -> None:
+    def _step(self, stop: int, out: Matches) -> None:
         """One window."""
         while self.at < stop:
             self.at, end = _decided(self._whole, self._window, self.at, stop)
@@ -350,13 +366,18 @@ class FileSearch:
         self._reach = self.at + 2 * (stop - self.at)
 
 
+_FEW_CANDIDATES = 4
+"""Up to so many, RE2 is as fast."""
+_TRUST = 1 << 10
+_MOST_DECIDED = 8
+"""A program that leaves more than one in so many candidates to RE2 only costs time."""
 _FEW_STARTS = 3
 """Starts of one candidate up to which each is tried for itself."""
 
 _FIRST_WINDOW = 128
 _LONGEST_STRETCH = 1 << 10
-_GAP_STEP = 31 << 10
-"""Two steps are in one read of the window."""
+_GAP_STEP = 60 << 10
+"""One step is in one read of the window."""
 _NEAR_LITERAL = 512
 _LONGEST_CHARACTER = 4
 _LARGE = 1 << 20
@@ -376,11 +397,12 @@ class PrefixSearch:
         self._pattern = pattern
         self._core = pattern.core
         self._window = window
-        self._ends: Sequence[int] = ()
+        self._ends = NO_INTS
         self._resume = 0  # where the last match ended
         self._next = 0  # no core that starts between the two has a match
         self._spent = 0
         self._barren = (-1, -1)  # a gap that goes on between these leads to no match
+        self._trust = _TRUST  # in the program
         self._linear: FileSearch | None = None
 
     @property
@@ -390,7 +412,7 @@ class PrefixSearch:
             return self._linear.at
         return max(self._resume, self._next - self._core.front_most)
 
-    def learn(self, ends: Sequence[int]) -> None:
+    def learn(self, ends: Ints) -> None:
         """See Search."""
         if self._linear is not None:
             self._linear.learn(ends)
@@ -405,7 +427,7 @@ class PrefixSearch:
     @property
     def idle(self) -> bool:
         """See Search."""
-        return not self._ends if self._linear is None else self._linear.idle
+        return not len(self._ends) if self._linear is None else self._linear.idle
 
     def restart(self, at: int) -> None:
         """See Search."""
@@ -413,7 +435,7 @@ class PrefixSearch:
         if self._linear is not None:
             self._linear.restart(at)
 
-    def advance(self, frontier: int, newline: int, out: list[Found]) -> None:
+    def advance(self, frontier: int, newline: int, out: Matches) -> None:
         """See Search."""
         if self._linear is None:
             self._try_candidates(frontier, out)
@@ -424,25 +446,63 @@ class PrefixSearch:
         """See Search."""
         return max(self._resume, frontier) if self._linear is None else self._linear.at
 
-    def _try_candidates(self, frontier: int, out: list[Found]) -> None:
-        core = self._core
-        for low, stop in self._stretches(frontier + core.front_most):
-            self._next = max(self._next, self._resume, low)
-            if not self._try(stop, frontier, out):
-                break
-            if self._spent > 4 * self._window.size + _ALLOWANCE:
-                self._linear = FileSearch(self._pattern, self._window, self.at)
-                self._linear.learn(self._ends)
-                return
+    def _try_candidates(self, frontier: int, out: Matches) -> None:
+        limit = frontier + self._core.front_most
+        program = self._core.program
+        if program is not None and self._trust > 0 and len(self._ends) >= _FEW_CANDIDATES:
+            self._run(program, frontier, limit, out)
+        else:
+            for low, stop in self._stretches(limit):
+                if not self._try_stretch(low, stop, frontier, out):
+                    break
+        if self._linear is not None:
+            self._linear.learn(self._ends)
+            return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
         self._next = min(self._next, frontier)
-        self._ends = ()
+        self._ends = NO_INTS
+
+    def _run(self, program: Program, frontier: int, limit: int, out: Matches) -> None:
+        """All candidates by the core's program; by RE2 the starts of those that it isn't sure of."""
+        core, window = self._core, self._window
+        walk = machine.Walk(program, self._ends, core.least, core.most, frontier, limit)
+        asked = -1
+        while not walk.done:
+            at = walk.stand(self._resume, self._next)
+            try:
+                view, base = window.view(max(0, at - core.front_most), walk.end + _FIRST_WINDOW)
+            except ReadFailed:
+                sure = False  # perhaps what lies before the trouble is enough
+            else:
+                text = as_bytes(view)[: at - base + window.limit]
+                sure = walk.advance(text, base, window.size)
+                self._resume, self._next = walk.resume, walk.next
+                if len(walk.spans):
+                    starts, ends = walk.spans.T
+                    out.many.append((starts.copy(), *copy_ranges(text, starts - base, ends - base)))
+            if sure or (at < self._next != asked and not window.is_lent(view)):
+                asked = self._next  # with more in sight it may be
+                continue
+            self._trust -= _MOST_DECIDED
+            if not self._try_stretch(self._next, min(walk.end - core.least + 1, limit), frontier, out):
+                return
+            walk.skip()
+        self._trust = min(_TRUST, self._trust + len(self._ends))
+
+    def _try_stretch(self, low: int, stop: int, frontier: int, out: Matches) -> bool:
+        """Cores that start in [``low``, ``stop``), by RE2. False: no more of them are to be tried."""
+        self._next = max(self._next, self._resume, low)
+        if not self._try(stop, frontier, out):
+            return False
+        if self._spent > 4 * self._window.size + _ALLOWANCE:
+            self._linear = FileSearch(self._pattern, self._window, self.at)
+        return self._linear is None
 
     def _stretches(self, most: int) -> Iterator[tuple[int, int]]:
         """Where cores may start, up to ``most``: those of candidates that are near each other in one."""
         least, reach = self._core.least, self._core.most
         low = stop = -1
-        for end in self._ends:
+        for end in self._ends.tolist():
             if end - reach > stop or end - low > _LONGEST_STRETCH:
                 if stop > low:
                     yield low, min(stop, most)
@@ -451,7 +511,7 @@ class PrefixSearch:
         if stop > low:
             yield low, min(stop, most)
 
-    def _try(self, stop: int, frontier: int, out: list[Found]) -> bool:
+    def _try(self, stop: int, frontier: int, out: Matches) -> bool:
         """Emit the matches of cores in [``_next``, ``stop``). False: there is one that is not the frontier's yet."""
         size, core = self._window.size, self._core
         length = _FIRST_WINDOW
@@ -477,7 +537,7 @@ class PrefixSearch:
             length = _FIRST_WINDOW if self._next > at else 4 * length
         return True
 
-    def _walk(self, high: int, stop: int, frontier: int, out: list[Found]) -> bool:
+    def _walk(self, high: int, stop: int, frontier: int, out: Matches) -> bool:
         """``_try``, as far as the file's bytes up to ``high`` decide it: up to ``_next``."""
         core, whole = self._core, self._core.expression
         view, base = self._window.view(max(self._resume, self._next - core.front_most), high)
@@ -521,7 +581,7 @@ class PrefixSearch:
         self._next = at + base
         return True
 
-    def _emit(self, view: memoryview, base: int, start: int, past: int, frontier: int, out: list[Found]) -> bool:
+    def _emit(self, view: memoryview, base: int, start: int, past: int, frontier: int, out: Matches) -> bool:
         """The match with the core ``view[start:past]``. False: it is not the frontier's yet."""
         first, core = start, self._core
         if core.front is not None:
@@ -536,7 +596,7 @@ class PrefixSearch:
         self._resume = self._next = past + base
         return True
 
-    def _cross_gap(self, gap: LazyGap, high: int, frontier: int, out: list[Found]) -> bool:
+    def _cross_gap(self, gap: LazyGap, high: int, frontier: int, out: Matches) -> bool:
         """As ``_walk``, for the match that is alive from ``_next`` to ``high`` (``plan.LazyGap``)."""
         start = self._next
         past = self._behind_gap(gap, high - gap.tail)
@@ -582,23 +642,20 @@ class PrefixSearch:
 
     def _clear(self, gap: LazyGap, at: int, high: int) -> int | None:
         """Where what is behind the gap may begin at the earliest; None where a look for its literals doesn't tell."""
-        if not gap.literals:
+        if self._core.literals is None:
             return None
         view, base = self._window.view(at, high)
         whole = self._pattern.plan.latin1
         stop = high - base if whole or high == self._window.size else _between_characters(view, high - base)
-        text = bytes(view[at - base : stop])
-        if not whole and not _is_utf8(text):  # the gap may end here
+        first, plain = self._core.literals.first(as_bytes(view), at - base, stop)
+        if not whole and not plain and not _is_utf8(view[at - base : stop]):  # the gap may end here
             return None
-        first = min((place for word in gap.literals if (place := text.find(word)) >= 0), default=len(text))
-        return max(at, at + first - gap.tail)
+        return max(at, base + first - gap.tail)
 
 
-def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
+def _is_utf8(text: memoryview) -> bool:
     try:
-        text.decode()
+        str(text, "utf-8")
     except UnicodeDecodeError:
         return False
     return True

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import numpy as np
-
 from uring_actors.errors import PipelineError
 from uring_actors.ops.match.newlines import Bytes, as_bytes
 
@@ -106,6 +104,10 @@ class Window:
         """Whether ``[start, stop)`` is in bytes that are lent."""
         return self._lent is not None and self._lent[1] <= start and stop <= self._lent[2]
 
+    def lent_for(self, start: int, stop: int) -> tuple[memoryview, int] | None:
+        """The lent bytes, and the first one's offset, where they hold ``[start, stop)``."""
+        return self._lent[:2] if self._lent is not None and self.has(start, stop) else None
+
     def view(self, start: int, stop: int, *, before: int = 1) -> tuple[memoryview, int]:
         """Bytes that hold ``[start, stop)``, ``before`` bytes of context before it and one after it, as the file has.
 
@@ -150,7 +152,7 @@ class Window:
         """``[low, high)``, which must be had, and some read-ahead, which need not."""
         reader = self._open(low)
         stop = min(self.size, max(high, low + _READ_AHEAD))
-        out = np.empty(stop - low, np.uint8)
+        pieces: list[bytes | bytearray | memoryview] = []
         done = low
         while done < stop:
             try:
@@ -163,6 +165,6 @@ class Window:
                 if done >= high:
                     break
                 raise FileGone("the file is shorter than when it was listed", done, errno.ESTALE)
-            out[done - low : done - low + len(piece)] = np.frombuffer(piece, np.uint8)
+            pieces.append(piece)
             done += len(piece)
-        return as_bytes(out[: done - low])
+        return as_bytes(pieces[0] if len(pieces) == 1 else b"".join(pieces))

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import re2
+from numpy.typing import NDArray
 
-from uring_actors.ops.match.newlines import as_bytes
+from uring_actors.ops.match.machine import Groups
+from uring_actors.ops.match.newlines import Ints, as_bytes
 from uring_actors.ops.match.planset import Spans, find_groups
+from uring_actors.ops.match.program import program_of
 from uring_actors.ops.match.window import Window
 from uring_actors.ops.rules.characters import character_counts
 from uring_actors.ops.rules.rules import Allowlist, Rule
@@ -33,6 +36,8 @@ _REMEMBERED = 1 << 11
 """Short matches of a rule: the same ones come again and again."""
 _ALMOST = 1 - 1e-9
 """Leaves the borders to arithmetic."""
+_ROUNDING = 1e-6
+"""More than two ways to add up an entropy differ by."""
 _FEW = 1 << 16
 _FEW_BYTES = 1 << 10
 
@@ -65,11 +70,29 @@ class CompiledRule:
         if rule.regex is not None and (compiled := re2.compile(rule.regex.encode(), _options())).groups:
             self._groups = find_groups(compiled)
 
+    @cached_property
+    def _quick_groups(self) -> Groups | None:
+        """As ``_groups``, where a program says it."""
+        assert self.rule.regex is not None, "a rule about paths has no groups"
+        program = program_of(self.rule.regex.encode(), latin1=False)
+        return None if program is None else Groups(program)
+
     def wants(self, path: bytes) -> bool:
         """Whether the rule looks into the file at all, as far as it says so itself."""
         if self._path is not None and not self._path(path):
             return False
         return not any(test(path) for test in self._path_allows)
+
+    def weak(self, window: Window, starts: Ints, ends: Ints) -> NDArray[np.bool_]:
+        """Of many matches those whose secrets certainly have too little entropy, as far as lent bytes show it."""
+        none = np.zeros(len(starts), np.bool_)
+        text = window.lent_for(int(starts.min()), int(ends.max()))
+        if not self.rule.entropy or self._groups is None or self._quick_groups is None or text is None:
+            return none
+        bits = self._quick_groups.entropies(
+            as_bytes(text[0]), text[1], window.size, starts, ends, self.rule.secret_group
+        )
+        return bits < self.rule.entropy - _ROUNDING
 
     def judge(self, path: bytes, window: Window, start: int, end: int, match: bytes) -> Verdict | None:
         """None where the match, at ``[start, end)``, is not to be reported.
@@ -112,16 +135,25 @@ class CompiledRule:
         return Verdict(secret, entropy)
 
     def _secret(self, groups: Spans, text: bytes | memoryview, start: int, end: int, whole: bytes) -> bytes:
+        places = self._places(groups, text, start, end)
+        if number := self.rule.secret_group:
+            low, high = places[2 * number], places[2 * number + 1]
+            return bytes(text[low:high]) if low >= 0 else b""
+        for k in range(2, len(places), 2):
+            if places[k + 1] > places[k]:
+                return bytes(text[places[k] : places[k + 1]])
+        return whole
+
+    def _places(self, groups: Spans, text: bytes | memoryview, start: int, end: int) -> Sequence[int]:
+        """Where group k is: the 2k-th number and the next."""
+        if self._quick_groups is not None:
+            past, places = self._quick_groups.find(as_bytes(text), start)
+            if past == end:
+                return places
         spans = groups(text, start, end)
         if spans[0][0] < 0:
             raise Changed
-        if self.rule.secret_group:
-            low, high = spans[self.rule.secret_group]
-            return bytes(text[low:high]) if low >= 0 else b""
-        for low, high in spans[1:]:
-            if high > low:
-                return bytes(text[low:high])
-        return whole
+        return [place for span in spans for place in span]
 
 
 class _Allow:

@@ -7,12 +7,14 @@ goes where another rule has found the same. So a file's findings are held until 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from uring_actors.arena import abi
 from uring_actors.arena.memory import Arena
@@ -72,6 +74,10 @@ class RuleScan:
         return self._match.result_bytes(slot_bytes)
 
 
+_MANY = 8
+"""Matches of one rule that are worth a compiled loop."""
+
+
 class _File:
     """A file's findings so far."""
 
@@ -118,18 +124,12 @@ class Findings:
         file = self._file(number)
         file.window = window
         data = rows.data.data
-        offsets = rows.offsets.tolist()
-        places = zip(
-            rows.pattern.tolist(),
-            rows.start.tolist(),
-            rows.end.tolist(),
-            rows.line.tolist(),
-            rows.column.tolist(),
-            offsets,
-            offsets[1:],
-            strict=False,
-        )
-        for plan, start, end, line, column, low, high in places:
+        columns: Sequence[NDArray[Any]]
+        columns = (rows.pattern, rows.start, rows.end, rows.line, rows.column, rows.offsets[:-1], rows.offsets[1:])
+        if len(rows) >= _MANY:
+            keep = self._strong(rows, window)
+            columns = [column[keep] for column in columns]
+        for plan, start, end, line, column, low, high in zip(*(column.tolist() for column in columns), strict=True):
             if plan >= len(self._searched):  # a keyword, where no engine runs
                 file.keywords.add(plan)
                 continue
@@ -145,6 +145,15 @@ class Findings:
             if verdict is not None:
                 file.findings.append(Finding(start, which, end, line, column, match, *verdict))
         return True
+
+    def _strong(self, rows: Rows, window: Window) -> NDArray[np.bool_]:
+        """All but matches of rules with many of them that can be no findings: most are judged here, all at once."""
+        strong = np.ones(len(rows), np.bool_)
+        counts = np.bincount(rows.pattern, minlength=len(self._searched))[: len(self._searched)]
+        for plan in np.flatnonzero(counts >= _MANY).tolist():
+            mine = np.flatnonzero(rows.pattern == plan)
+            strong[mine] = ~self._rules[self._searched[plan]].weak(window, rows.start[mine], rows.end[mine])
+        return strong
 
     def sift(self, number: int, path: bytes, patterns: set[int]) -> set[int]:
         """Keywords are only noted: their expressions are exact. Rules that don't look into the file are left out."""
