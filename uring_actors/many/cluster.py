@@ -72,7 +72,7 @@ class RayCrew:
             for stream in self._ready(streams):
                 source = streams.pop(stream)
                 try:
-                    item = ray.get(next(stream))
+                    bundle = ray.get(next(stream))
                 except StopIteration:
                     continue
                 except ray.exceptions.RayError as error:
@@ -80,7 +80,8 @@ class RayCrew:
                     yield source.pipeline, source.node, None
                     continue
                 streams[stream] = source  # at the end: every stream has its turn
-                yield source.pipeline, source.node, item
+                for item in bundle:
+                    yield source.pipeline, source.node, item
 
     def _ready(self, streams: Mapping[Any, Source]) -> list[Any]:
         ready, _ = ray.wait(list(streams), timeout=_LOOK_SECONDS, fetch_local=False)

@@ -17,7 +17,7 @@ from uring_actors.many.progress import JOURNAL, Receipt
 from uring_actors.many.receiver import Receiver
 from uring_actors.many.setup import Setup, Source
 from uring_actors.metrics import MeasuredNode
-from uring_actors.node import Node, NodeSpec, start_node
+from uring_actors.node import LocalNode, Node, NodeSpec, start_node
 from uring_actors.plan import FileEntry, devices
 from uring_actors.ray_calls import answer
 from uring_actors.results.errors import Failure, Skipped
@@ -61,7 +61,7 @@ class NodeWork:
         self._name = name
         self._orchestrator = orchestrator
         self._roles = None if setup.alone else roles
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, LocalNode] = {}
         self._agent: Agent | None = None
         self._stopped = False
         self._on_gpu = False
@@ -122,11 +122,12 @@ class NodeWork:
         if isinstance(node, RayNode):
             source = Source(pipeline, self._name, node.host, ())
         else:
+            assert isinstance(node, LocalNode), "it was started with the threads engine"
             self._nodes[pipeline] = node
             source = Source(pipeline, self._name, ray.get_runtime_context().current_actor, (pipeline,))
         answer(self._orchestrator.open_source.remote(source))
 
-    def batches(self, pipeline: str) -> Iterator[Item]:
+    def bundles(self, pipeline: str) -> Iterator[list[Item]]:
         """What a pipeline in this process yields."""
         with self._takers:
-            yield from self._nodes[pipeline].batches(lambda: None)
+            yield from self._nodes[pipeline].bundles(lambda: None)
