@@ -138,6 +138,11 @@ class LeaseBook:
         """Whether listing should wait."""
         return len(self._listing(node).pending) >= self._limits.pending
 
+    @property
+    def more(self) -> bool:
+        """Whether leases are listed that nobody holds."""
+        return any(listing.pending for listing in (self._shared, *self._local.values()))
+
     def forget(self, node: str) -> None:
         """Drop what is listed for a node and not acknowledged: it is listed again, or is lost."""
         self._local[node] = _Listing()

@@ -47,8 +47,9 @@ class RemoteDesk:
     def lose(self, pipeline: str, message: str) -> int:
         return int(answer(self._handle.lose.remote(pipeline, message)))
 
-    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        return bool(answer(self._handle.commit.remote(lease, pipeline, receipt))[0])
+    def commit(self, done: Sequence[tuple[int, str, Receipt]]) -> list[bool]:
+        counts: list[bool] = answer(self._handle.commit.remote(done))[0]
+        return counts
 
 
 class NodeWork:
@@ -101,13 +102,10 @@ class NodeWork:
                 path=os.fsencode(plan.directory),
                 fix="Name one on a file system that all nodes share.",
             )
-        receiver = Receiver(self._operation.schema, desk.commit, plan.directory, with_node=bool(plan.local))
+        receiver = Receiver(self._operation.schema, plan.directory, with_node=bool(plan.local))
         try:
             for pipeline, item in agent.items():
-                if item is None:
-                    receiver.lose(pipeline)
-                else:
-                    receiver.take(pipeline, self._name, item)
+                receiver.take([(pipeline, self._name, item)], desk.commit)
         finally:
             receiver.close()
 
