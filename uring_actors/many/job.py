@@ -10,7 +10,7 @@ import contextlib
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -92,9 +92,11 @@ class JobScan:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for came in self._crew.rounds():
-            for end, rows in self._receiver.take(came, self._crew.commit):
+            ended = self._receiver.take(came, self._crew.commit)
+            if pieces := {end.group: rows for end, rows in ended if end.piece is not None}:
+                yield from self._joiner.add(pieces)
+            for end, rows in ended:
                 if end.piece is not None:
-                    yield from self._joiner.add(end.group, rows)
                     continue
                 yield from rows.batches()
                 if self._directory is None:
@@ -182,9 +184,9 @@ class Joiner:
         self.waiting: dict[int, LeaseRows] = {}
         """By lease, the pieces that came and were not given yet."""
 
-    def add(self, lease: int, rows: LeaseRows) -> Iterator[pa.RecordBatch]:
-        """A piece that counts; the rows that can be had now."""
-        self.waiting[lease] = rows
+    def add(self, pieces: Mapping[int, LeaseRows]) -> Iterator[pa.RecordBatch]:
+        """By lease, all the pieces that were found to count since the last call; the rows that can be had now."""
+        self.waiting |= pieces
         yield from self.ready()
         for lease, rows in list(self.waiting.items()):
             if self._ledger.waits(lease):
