@@ -16,13 +16,13 @@ import uring_actors as ua
 from tests import oracle
 from uring_actors.config import ScanOptions
 from uring_actors.errors import NodeFailed, PipelineError
-from uring_actors.groups import GroupEnd, Item
+from uring_actors.groups import GroupEnd, GroupRows, Item
 from uring_actors.journal import Follower
 from uring_actors.many.agent import REBUILDS, Agent
 from uring_actors.many.leases import LOSSES_MAX, Limits
 from uring_actors.many.orchestrator import OUT, JobPlan, Orchestrator
 from uring_actors.many.progress import JOURNAL, Ledger
-from uring_actors.many.receiver import Receiver
+from uring_actors.many.receiver import Commit, Receiver
 from uring_actors.node import LocalNode, NodeSpec
 from uring_actors.ops.match.operation import Match
 from uring_actors.plan import FileEntry, devices
@@ -72,16 +72,17 @@ def plan_of(folder: Path, directory: Path, **changes: object) -> JobPlan:
     return JobPlan(**{**plan, **changes})  # type: ignore[arg-type]
 
 
+def commit_to(orchestrator: Orchestrator) -> Commit:
+    return lambda done: [orchestrator.commit(*one) for one in done]
+
+
 def work(orchestrator: Orchestrator, plan: JobPlan, name: str, make_node: Callable[[], LocalNode]) -> None:
     """What a node's actor does with a detached job."""
     agent = Agent(name, orchestrator, make_node, plan.local, plan.selection)
-    receiver = Receiver(MATCH_SCHEMA, orchestrator.commit, plan.directory, with_node=False, durable=False)
+    receiver = Receiver(MATCH_SCHEMA, plan.directory, with_node=False, durable=False)
     try:
         for pipeline, item in agent.items():
-            if item is None:
-                receiver.lose(pipeline)
-            else:
-                receiver.take(pipeline, name, item)
+            receiver.take([(pipeline, name, item)], commit_to(orchestrator))
     except PipelineError as error:
         orchestrator.report(name, OUT, str(error))
     finally:
@@ -204,11 +205,13 @@ def test_what_comes_late_does_not_count(folder: Path, spec: NodeSpec, tmp_path: 
     orchestrator.start()
     try:
         (lease, *_) = orchestrator.ask("first", "a").leases
-        receiver = Receiver(MATCH_SCHEMA, orchestrator.commit, tmp_path, with_node=False, durable=False)
+        receiver = Receiver(MATCH_SCHEMA, tmp_path, with_node=False, durable=False)
         end = GroupEnd(lease.id, len(lease.files), 1, ())
-        assert receiver.take("second", "b", end) is not None
-        assert receiver.take("first", "a", end) is None
-        assert receiver.take("second", "b", end) is not None
+        rows = [GroupRows(lease.id, pa.RecordBatch.from_pylist([], MATCH_SCHEMA))]
+        second, first = ([(*of, item) for item in [*rows, end]] for of in (("second", "b"), ("first", "a")))
+        for came, counting in [(second + first, 1), (first, 0), (second, 1)]:
+            taken = receiver.take(came, commit_to(orchestrator))
+            assert [one for one, _ in taken] == [end] * counting
         orchestrator.lose("first", "gone")
         with pytest.raises(PipelineError, match="lost"):
             orchestrator.ask("first", "a")

@@ -14,6 +14,7 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle
+from uring_actors import kernel_host
 from uring_actors.config import ScanOptions
 from uring_actors.errors import PipelineError
 from uring_actors.groups import GroupEnd, GroupRows, Groups
@@ -77,6 +78,28 @@ def test_rows_then_the_end(folder: Path, size: int, lanes: int) -> None:
             table = pa.Table.from_batches(rows[item.group], MATCH_SCHEMA)
             assert oracle.found(table) == oracle.expected([Path(os.fsdecode(entry.path)) for entry in of], PATTERNS)
     assert sorted(ended) == [100 + number for number in range(len(groups))]
+
+
+def test_a_groups_rows_come_with_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: each bundle is a call of Ray's, and nobody uses the rows before."""
+    monkeypatch.setattr(kernel_host, "_FLUSH_SECONDS", 0.0)
+    files = [entry for entry in walk(folder) if isinstance(entry, FileEntry)]
+    options = ScanOptions(engine="threads", io_engine="pread", slot_bytes=65536, slots=4)
+    node = LocalNode(NodeSpec.decide(Match.of(PATTERNS), options, devices(folder)))
+    try:
+        node.start()
+        node.submit(files[:30], 1)
+        node.submit(files[30:], 2)
+        node.finish(len(files))
+        bundles = list(node.bundles(lambda: None))
+    finally:
+        node.close()
+    ends = [[item.group for item in bundle if isinstance(item, GroupEnd)] for bundle in bundles]
+    assert all(ends)
+    assert sorted(group for groups in ends for group in groups) == [1, 2]
+    rows = [item.batch for bundle in bundles for item in bundle if isinstance(item, GroupRows)]
+    wanted = oracle.expected([Path(os.fsdecode(entry.path)) for entry in files], PATTERNS)
+    assert oracle.found(pa.Table.from_batches(rows, MATCH_SCHEMA)) == wanted
 
 
 def test_failures_are_their_groups(folder: Path, tmp_path: Path) -> None:

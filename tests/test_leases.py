@@ -35,6 +35,26 @@ def numbers(leases: list[Lease]) -> list[int]:
     return [one.id for lease in leases for one in lease.files]
 
 
+@pytest.mark.parametrize(
+    ("size", "held_bytes", "held", "grants"),
+    [
+        (10, 40, 8, [4, 0, 2, 0, 2]),  # by bytes: up to four, two at a time
+        (10, 1000, 6, [6, 0, 0, 3, 0, 0, 3]),  # by number
+        (30, 40, 8, [2, 1, 1]),  # there are always two, so that one is at work while the other is acknowledged
+        (50, 40, 8, [1, 1, 1]),  # each alone is more than a pipeline should hold
+    ],
+)
+def test_filled_up_when_half_is_done(size: int, held_bytes: int, held: int, grants: list[int]) -> None:
+    """What each ask brings, with one lease acknowledged between two of them."""
+    book = listed([size] * 40, limits=Limits(bytes=size, files=1, held_bytes=held_bytes, held=held))
+    mine: list[Lease] = []
+    for expected in grants:
+        granted = book.grant("p", "n", 0.0)
+        assert len(granted) == expected
+        mine += granted
+        assert book.acknowledge(mine.pop(0).id, 0.0) is not None
+
+
 @settings(max_examples=300)
 @given(sizes=st.lists(st.integers(0, 300), max_size=40), data=st.data())
 def test_each_file_once(sizes: list[int], data: st.DataObject) -> None:

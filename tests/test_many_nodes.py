@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import uring_actors as ua
@@ -26,8 +27,9 @@ from tests.large_files import PATTERNS as LARGE_PATTERNS
 from uring_actors.cli import main
 from uring_actors.config import ScanOptions
 from uring_actors.errors import InputError, NodeFailed, OptionError, UringActorsError
+from uring_actors.groups import GroupEnd, GroupRows
 from uring_actors.many import warm
-from uring_actors.many.setup import Setup
+from uring_actors.many.setup import Setup, Source
 from uring_actors.ops.match.operation import Match
 from uring_actors.results.schema import MATCH_SCHEMA
 
@@ -557,6 +559,33 @@ def large_disturbed(cluster: Any, large: Path, disturb: Callable[[], None], seed
     assert found == wanted, oracle.explain_difference(found, wanted)
     assert (job.stats.files, job.stats.matches, job.errors.num_rows) == (2, len(wanted), 0)
     return job
+
+
+def test_leases_are_acknowledged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round with an end of a lease waits for others'; not where a pipeline would run dry, and never long."""
+    from uring_actors.many import cluster as many_cluster  # Ray takes a second to import
+
+    now = 100.0
+    monkeypatch.setattr(many_cluster.time, "monotonic", lambda: now)
+    a, b = (Source(name, "node", None, ()) for name in "ab")
+    rows = GroupRows(1, pa.RecordBatch.from_pylist([], pa.schema([])))
+    end = GroupEnd(1, 1, 1, ())
+    came = many_cluster._Round()
+    assert not any(came.due(patient=patient) for patient in (True, False)), "there is nothing"
+    came.add(a, [rows])
+    assert came.due(patient=True), "rows alone wait for nothing"
+    came = many_cluster._Round()
+    came.add(a, [rows, end])
+    assert not came.due(patient=True)
+    assert came.due(patient=False), "a node waits for it"
+    came.add(b, [end])
+    assert not came.due(patient=True)
+    now += many_cluster._LINGER_SECONDS
+    assert came.due(patient=True), "it has waited long enough"
+    now = 100.0
+    came.add(a, [end])
+    assert came.due(patient=True), "that pipeline has ended two"
+    assert came.items == [("a", "node", rows), ("a", "node", end), ("b", "node", end), ("a", "node", end)]
 
 
 # Behind those that read what a driver prints: Ray tells every driver of a node that has died lately.

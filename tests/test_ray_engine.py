@@ -24,7 +24,7 @@ from uring_actors.errors import NodeFailed, PatternError
 from uring_actors.kernel_host import _QUEUE
 from uring_actors.ops.base import Settler
 from uring_actors.ops.bytesum import Nop
-from uring_actors.ray_calls import _STREAMED_BATCHES
+from uring_actors.ray_calls import _STREAMED_BUNDLES
 from uring_actors.results.errors import Failure
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 OPTIONS: dict[str, Any] = {"engine": "ray", "io_engine": "pread", "slot_bytes": 65536, "slots": 4}
 LINE = b"a needle\n"
 ROWS = 3_000_000
-WAITING = _QUEUE + _STREAMED_BATCHES
+WAITING = _QUEUE + _STREAMED_BUNDLES
 
 
 @pytest.fixture(scope="module")

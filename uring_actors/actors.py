@@ -109,9 +109,9 @@ class HostActor(_RoleActor):
     def finish(self, total: int) -> None:
         self._host.finish(total)
 
-    def batches(self) -> Iterator[Item]:
+    def bundles(self) -> Iterator[list[Item]]:
         with self._takers:
-            yield from self._host.batches(self._check)
+            yield from self._host.bundles(self._check)
 
     def is_clean(self) -> bool:
         """Not where memory of a GPU would be held meanwhile: its context goes with the process."""
@@ -357,7 +357,7 @@ class RayNode:
 
     @property
     def host(self) -> Any:
-        """The kernel host's handle: who takes its ``batches`` need not be here."""
+        """The kernel host's handle: who takes its ``bundles`` need not be here."""
         return self._host
 
     def batches(self, check: Callable[[], None]) -> Iterator[Item]:
@@ -369,7 +369,7 @@ class RayNode:
             if not ready:
                 continue
             try:
-                batch = ray.get(next(stream))
+                bundle = ray.get(next(stream))
             except StopIteration:
                 return
             except ray.exceptions.RayError as error:
@@ -377,7 +377,7 @@ class RayNode:
                 time.sleep(_WATCH_SECONDS)
                 self.check()
                 raise unwrap(error, "kernel host") from error
-            yield batch
+            yield from bundle
 
     def stats(self) -> NodeStats:
         host, *readers = self._call([self._host.stats.remote(), *(reader.stats.remote() for reader in self._readers)])

@@ -70,6 +70,11 @@ class Groups:
         self._of_name: dict[bytes, int] = {}
         self._failures_seen = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether there are any now."""
+        return bool(self._groups)
+
     def begin(self, group: int, files: Sequence[FileEntry]) -> Sequence[FileEntry]:
         """``files`` are all that ``group`` has. What is returned is announced to the settler after this: pieces go by
         their name there.

@@ -1,7 +1,7 @@
 """The kernel host: runs the resident kernel and settles what it hands back.
 
 Three kinds of threads: the kernel's own (``megakernel/cpu.py``), one that settles (collect terminal slots in publish
-order → rows → retire), and whoever takes the batches. Batches wait in a bounded queue: a slow consumer stops the
+order → rows → retire), and whoever takes the rows. Bundles of them wait in a bounded queue: a slow consumer stops the
 settling, then the ring runs dry of free slots and the lanes of credits, so memory stays bounded from end to end.
 
 Life: created → started → finishing (``finish`` was told how many files there are) → closed (idempotent).
@@ -32,12 +32,14 @@ from uring_actors.results.errors import Failure
 _COLLECT = 16
 """Slots settled before the first of them is retired: few, so that lanes are not kept waiting."""
 _QUEUE = 8
-"""Batches that may wait for the consumer."""
+"""Bundles that may wait for the consumer."""
+_BUNDLE_BYTES = 1 << 20
+"""Of rows, from which on a bundle takes no more."""
 _CHECK_SECONDS = 0.2
 _GPU_NAP_NS = 20_000
 """How long settling sleeps between looks at a ring whose kernel can't wake it."""
 _FLUSH_SECONDS = 0.05
-"""How long rows may wait for a batch to fill."""
+"""How long rows may wait for a batch to fill. Those of a group may wait for its end: nobody uses them before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class KernelHost:
         self._position = int(arena.words(arena.layout.state + abi.STATE_RETIRED, 1)[0])
         self._incoming: queue.SimpleQueue[tuple[Sequence[FileEntry], int | None]] = queue.SimpleQueue()
         self._groups = Groups()
-        self._batches: queue.Queue[Item | None] = queue.Queue(_QUEUE)
+        self._bundles: queue.Queue[list[Item] | None] = queue.Queue(_QUEUE)
         self._total: int | None = None
         self._flushed = time.monotonic()
         self._first_row: float | None = None
@@ -99,21 +101,22 @@ class KernelHost:
         """No more files than the ``total`` announced so far: the batches end when all are settled."""
         self._total = total
 
-    def batches(self, check: Callable[[], None]) -> Iterator[Item]:
-        """Rows as they are settled, until all files are done or the host is closed. One consumer.
+    def bundles(self, check: Callable[[], None]) -> Iterator[list[Item]]:
+        """Rows as they are settled, until all files are done or the host is closed: together what came at once, for
+        a consumer to whom each call is dear. One consumer.
 
         While none come, ``check`` is called a few times a second: it raises where waiting is in vain.
         """
         while True:
             try:
-                batch = self._batches.get(timeout=_CHECK_SECONDS)
+                bundle = self._bundles.get(timeout=_CHECK_SECONDS)
             except queue.Empty:
                 check()
                 continue
-            if batch is None:
+            if bundle is None:
                 check()
                 return
-            yield batch
+            yield bundle
 
     def failures(self) -> list[Failure]:
         """What could not be scanned so far."""
@@ -140,16 +143,21 @@ class KernelHost:
         complete = self._complete_groups()
         finished = self._settler.files == self._total
         now = time.monotonic()
-        due = finished or bool(complete) or now - self._flushed >= _FLUSH_SECONDS
+        due = finished or bool(complete) or (not self._groups.open and now - self._flushed >= _FLUSH_SECONDS)
         if due:
             self._flushed = now
+        bundle: list[Item] = []
+        size = 0
         for batch in self._settler.take(everything=due):
-            for part in self._groups.rows(batch):
-                if not self._put(part):
+            if size >= _BUNDLE_BYTES:
+                if not self._put(bundle):
                     return False
-        for group in complete:
-            if not self._put(self._groups.end(group)):
-                return False
+                bundle, size = [], 0
+            bundle += self._groups.rows(batch)
+            size += batch.nbytes
+        bundle += [self._groups.end(group) for group in complete]
+        if bundle and not self._put(bundle):
+            return False
         if finished:
             self._put(None)
         return not finished
@@ -173,13 +181,13 @@ class KernelHost:
         self._settler.ends.clear()
         return complete
 
-    def _put(self, item: Item | None) -> bool:
-        """Queue a batch, for as long as it takes; False where the host was closed meanwhile."""
-        if self._first_row is None and not (item is None or isinstance(item, GroupEnd)):
+    def _put(self, bundle: list[Item] | None) -> bool:
+        """Queue a bundle, for as long as it takes; False where the host was closed meanwhile."""
+        if self._first_row is None and not all(isinstance(item, GroupEnd) for item in bundle or ()):
             self._first_row = time.monotonic()
         while not self._settling.stopping:
             try:
-                self._batches.put(item, timeout=0.1)
+                self._bundles.put(bundle, timeout=0.1)
             except queue.Full:
                 continue
             return True
@@ -192,7 +200,7 @@ class KernelHost:
         self._settling.join(10)
         while True:  # make room for the end mark; whoever still reads gets it next
             try:
-                self._batches.put_nowait(None)
+                self._bundles.put_nowait(None)
                 return
             except queue.Full:
-                self._batches.get_nowait()
+                self._bundles.get_nowait()

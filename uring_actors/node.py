@@ -239,11 +239,17 @@ class LocalNode:
         self._host.finish(total)
 
     def batches(self, check: Callable[[], None]) -> Iterator[Item]:
+        for bundle in self.bundles(check):
+            yield from bundle
+
+    def bundles(self, check: Callable[[], None]) -> Iterator[list[Item]]:
+        """As ``batches``: together what came at once."""
+
         def both() -> None:
             self.check()
             check()
 
-        return self._host.batches(both)
+        return self._host.bundles(both)
 
     def check(self) -> None:
         for role, part in self._parts():

@@ -11,14 +11,14 @@ from uring_actors.errors import DeadlineExceeded, NodeFailed, PipelineError, Uri
 
 _ANSWER_SECONDS = 120.0
 """For an orchestrator's answer, its restart included."""
-_STREAMED_BATCHES = 4
-"""Batches that may lie in the object store before the driver has taken one."""
+_STREAMED_BUNDLES = 4
+"""Bundles that may lie in the object store before the driver has taken one."""
 
 
 def open_stream(source: Any, *args: Any) -> Any:
-    """What ``batches`` of that actor yields, as a generator of references, a few ahead of whoever takes them."""
-    return source.batches.options(
-        num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BATCHES
+    """What ``bundles`` of that actor yields, as a generator of references, a few ahead of whoever takes them."""
+    return source.bundles.options(
+        num_returns="streaming", _generator_backpressure_num_objects=_STREAMED_BUNDLES
     ).remote(*args)
 
 

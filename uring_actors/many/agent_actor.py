@@ -43,7 +43,7 @@ class AgentActor:
         if (work := self._work) is not None:
             work.stop()
 
-    def batches(self, pipeline: str) -> Iterator[Item]:
+    def bundles(self, pipeline: str) -> Iterator[list[Item]]:
         """What a pipeline in this process yields."""
         assert self._work is not None, "a pipeline was told of"
-        yield from self._work.batches(pipeline)
+        yield from self._work.bundles(pipeline)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import ray
@@ -29,6 +30,7 @@ from uring_actors.many import warm
 from uring_actors.many.orchestrator import JobStatus
 from uring_actors.many.orchestrator_actor import NotBegun, start_orchestrator
 from uring_actors.many.progress import Receipt
+from uring_actors.many.receiver import Came
 from uring_actors.many.recruiter import check_nodes
 from uring_actors.many.setup import Setup, Source
 from uring_actors.ray_calls import answer, kill, open_stream, unwrap
@@ -36,6 +38,33 @@ from uring_actors.results.errors import Failure, Skipped
 
 _LOOK_SECONDS: Final = 0.25
 _STOP_SECONDS: Final = 10.0
+_LINGER_SECONDS: Final = 0.05
+"""How long the end of a lease may wait for others, to be acknowledged with them."""
+_ROUND_ITEMS: Final = 64
+
+
+class _Round:
+    """What came since the last round, to be acknowledged together: each call of Ray's takes a millisecond of either
+    side. A round with an end of a lease waits a little for others', but not for a second one of the same pipeline,
+    which would then run dry."""
+
+    def __init__(self) -> None:
+        self.items: list[Came] = []
+        self._ended: Counter[str] = Counter()
+        self._until = 0.0
+
+    def add(self, source: Source, bundle: list[GroupRows | GroupEnd]) -> None:
+        if not self.items:
+            self._until = time.monotonic() + _LINGER_SECONDS
+        self.items += ((source.pipeline, source.node, item) for item in bundle)
+        self._ended[source.pipeline] += sum(isinstance(item, GroupEnd) for item in bundle)
+
+    def due(self, *, patient: bool) -> bool:
+        """patient: whether nobody waits for these leases to be acknowledged."""
+        if not self.items:
+            return False
+        few = max(self._ended.values()) == 1 and len(self.items) < _ROUND_ITEMS
+        return not (patient and few and time.monotonic() < self._until)
 
 
 class RayCrew:
@@ -48,13 +77,19 @@ class RayCrew:
         self._setup = setup
         self._actor = (None if setup.alone else _begun_warm(setup)) or start_orchestrator(setup, name=None)
         self._finished = False
+        self._more = False
+        """Whether there were leases that nobody held, when last asked."""
         self._closed = False
 
-    def items(self) -> Iterator[tuple[str, str, GroupRows | GroupEnd | None]]:
+    def rounds(self) -> Iterator[list[Came]]:
         streams: dict[Any, Source] = {}
         seen: set[str] = set()
         looked = 0.0
+        came = _Round()
         while True:
+            if came.due(patient=self._more):
+                yield came.items
+                came = _Round()
             if self._finished or not streams or time.monotonic() - looked >= _LOOK_SECONDS:
                 sources, finished, failure = self._ask("sources")
                 looked = time.monotonic()
@@ -69,26 +104,29 @@ class RayCrew:
             if not streams:
                 time.sleep(_LOOK_SECONDS / 5)
                 continue
-            for stream in self._ready(streams):
+            for stream in self._ready(streams, _LINGER_SECONDS if came.items else _LOOK_SECONDS):
                 source = streams.pop(stream)
                 try:
-                    item = ray.get(next(stream))
+                    bundle = ray.get(next(stream))
                 except StopIteration:
                     continue
                 except ray.exceptions.RayError as error:
+                    yield came.items  # while what it has finished counts
+                    came = _Round()
                     self._ask("lose", source.pipeline, str(unwrap(error, "pipeline")))
-                    yield source.pipeline, source.node, None
+                    yield [(source.pipeline, source.node, None)]
                     continue
                 streams[stream] = source  # at the end: every stream has its turn
-                yield source.pipeline, source.node, item
+                came.add(source, bundle)
 
-    def _ready(self, streams: Mapping[Any, Source]) -> list[Any]:
-        ready, _ = ray.wait(list(streams), timeout=_LOOK_SECONDS, fetch_local=False)
+    def _ready(self, streams: Mapping[Any, Source], seconds: float) -> list[Any]:
+        ready, _ = ray.wait(list(streams), timeout=seconds, fetch_local=False)
         return list(ready)
 
-    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        counts, self._finished = self._ask("commit", lease, pipeline, receipt)
-        return bool(counts)
+    def commit(self, done: Sequence[tuple[int, str, Receipt]]) -> list[bool]:
+        counts: list[bool]
+        counts, self._finished, self._more = self._ask("commit", done)
+        return counts
 
     def status(self) -> JobStatus:
         status: JobStatus = self._ask("status")

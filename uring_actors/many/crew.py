@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from uring_actors.groups import GroupEnd, GroupRows
 from uring_actors.many.agent import Agent, facts_of
 from uring_actors.many.orchestrator import OUT, JobPlan, JobStatus, Orchestrator
 from uring_actors.many.progress import Receipt
+from uring_actors.many.receiver import Came
 from uring_actors.node import Node, NodeSpec, start_node
 from uring_actors.results.errors import Failure, Skipped
 
@@ -20,11 +20,12 @@ from uring_actors.results.errors import Failure, Skipped
 class Crew(Protocol):
     """Life: made (everything is started) → closed (idempotent)."""
 
-    def items(self) -> Iterator[tuple[str, str, GroupRows | GroupEnd | None]]:
-        """(pipeline, node, item) until the job is finished; item None: that pipeline is lost. Raises what the job
-        failed of."""
+    def rounds(self) -> Iterator[list[Came]]:
+        """What pipelines yield, until the job is finished: together what is to be acknowledged together. Raises what
+        the job failed of."""
 
-    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool: ...
+    def commit(self, done: Sequence[tuple[int, str, Receipt]]) -> list[bool]:
+        """Acknowledge leases, of those pipelines; which of them count."""
 
     def status(self) -> JobStatus: ...
 
@@ -53,18 +54,18 @@ class LocalCrew:
         node, self._first = self._first, None
         return node or start_node(self._spec)
 
-    def items(self) -> Iterator[tuple[str, str, GroupRows | GroupEnd | None]]:
+    def rounds(self) -> Iterator[list[Came]]:
         try:
             for pipeline, item in self._agent.items():
-                yield pipeline, self._name, item
+                yield [(pipeline, self._name, item)]
         except Exception as error:
             self._orchestrator.report(self._name, OUT, str(error))
             raise
         if self._orchestrator.failure is not None:
             raise self._orchestrator.failure
 
-    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        return self._orchestrator.commit(lease, pipeline, receipt)
+    def commit(self, done: Sequence[tuple[int, str, Receipt]]) -> list[bool]:
+        return [self._orchestrator.commit(*one) for one in done]
 
     def status(self) -> JobStatus:
         return self._orchestrator.status()

@@ -10,14 +10,13 @@ import contextlib
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 
 from uring_actors.errors import OptionError, UringActorsError
-from uring_actors.groups import GroupEnd
 from uring_actors.journal import Follower
 from uring_actors.many.crew import Crew
 from uring_actors.many.orchestrator import JobStatus, NodeReport
@@ -68,7 +67,7 @@ class JobScan:
         self._run = run
         self._directory = directory
         self._joiner = Joiner(journal_of, run, keep=directory is not None)
-        self._receiver = Receiver(schema, crew.commit, directory, with_node=with_node)
+        self._receiver = Receiver(schema, directory, with_node=with_node)
         self.schema: pa.Schema = self._receiver.schema
         self._first_row: float | None = None
         self._matches = 0
@@ -92,19 +91,16 @@ class JobScan:
             self.close()
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        for pipeline, node, item in self._crew.items():
-            if item is None:
-                self._receiver.lose(pipeline)
-                continue
-            rows = self._receiver.take(pipeline, node, item)
-            if rows is None:
-                continue
-            if isinstance(item, GroupEnd) and item.piece is not None:
-                yield from self._joiner.add(item.group, rows)
-                continue
-            yield from rows.batches()
-            if self._directory is None:
-                rows.drop()
+        for came in self._crew.rounds():
+            ended = self._receiver.take(came, self._crew.commit)
+            if pieces := {end.group: rows for end, rows in ended if end.piece is not None}:
+                yield from self._joiner.add(pieces)
+            for end, rows in ended:
+                if end.piece is not None:
+                    continue
+                yield from rows.batches()
+                if self._directory is None:
+                    rows.drop()
         if self._directory is not None:
             yield from self._joiner.rest()
         elif self._joiner.waiting:
@@ -188,9 +184,9 @@ class Joiner:
         self.waiting: dict[int, LeaseRows] = {}
         """By lease, the pieces that came and were not given yet."""
 
-    def add(self, lease: int, rows: LeaseRows) -> Iterator[pa.RecordBatch]:
-        """A piece that counts; the rows that can be had now."""
-        self.waiting[lease] = rows
+    def add(self, pieces: Mapping[int, LeaseRows]) -> Iterator[pa.RecordBatch]:
+        """By lease, all the pieces that were found to count since the last call; the rows that can be had now."""
+        self.waiting |= pieces
         yield from self.ready()
         for lease, rows in list(self.waiting.items()):
             if self._ledger.waits(lease):

@@ -17,7 +17,7 @@ from uring_actors.many.progress import JOURNAL, Receipt
 from uring_actors.many.receiver import Receiver
 from uring_actors.many.setup import Setup, Source
 from uring_actors.metrics import MeasuredNode
-from uring_actors.node import Node, NodeSpec, start_node
+from uring_actors.node import LocalNode, Node, NodeSpec, start_node
 from uring_actors.plan import FileEntry, devices
 from uring_actors.ray_calls import answer
 from uring_actors.results.errors import Failure, Skipped
@@ -47,8 +47,9 @@ class RemoteDesk:
     def lose(self, pipeline: str, message: str) -> int:
         return int(answer(self._handle.lose.remote(pipeline, message)))
 
-    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> bool:
-        return bool(answer(self._handle.commit.remote(lease, pipeline, receipt))[0])
+    def commit(self, done: Sequence[tuple[int, str, Receipt]]) -> list[bool]:
+        counts: list[bool] = answer(self._handle.commit.remote(done))[0]
+        return counts
 
 
 class NodeWork:
@@ -61,7 +62,7 @@ class NodeWork:
         self._name = name
         self._orchestrator = orchestrator
         self._roles = None if setup.alone else roles
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, LocalNode] = {}
         self._agent: Agent | None = None
         self._stopped = False
         self._on_gpu = False
@@ -101,13 +102,10 @@ class NodeWork:
                 path=os.fsencode(plan.directory),
                 fix="Name one on a file system that all nodes share.",
             )
-        receiver = Receiver(self._operation.schema, desk.commit, plan.directory, with_node=bool(plan.local))
+        receiver = Receiver(self._operation.schema, plan.directory, with_node=bool(plan.local))
         try:
             for pipeline, item in agent.items():
-                if item is None:
-                    receiver.lose(pipeline)
-                else:
-                    receiver.take(pipeline, self._name, item)
+                receiver.take([(pipeline, self._name, item)], desk.commit)
         finally:
             receiver.close()
 
@@ -122,11 +120,12 @@ class NodeWork:
         if isinstance(node, RayNode):
             source = Source(pipeline, self._name, node.host, ())
         else:
+            assert isinstance(node, LocalNode), "it was started with the threads engine"
             self._nodes[pipeline] = node
             source = Source(pipeline, self._name, ray.get_runtime_context().current_actor, (pipeline,))
         answer(self._orchestrator.open_source.remote(source))
 
-    def batches(self, pipeline: str) -> Iterator[Item]:
+    def bundles(self, pipeline: str) -> Iterator[list[Item]]:
         """What a pipeline in this process yields."""
         with self._takers:
-            yield from self._nodes[pipeline].batches(lambda: None)
+            yield from self._nodes[pipeline].bundles(lambda: None)

@@ -366,6 +366,12 @@ class Orchestrator:
     def finished(self) -> bool:
         return self._finished
 
+    @property
+    def more(self) -> bool:
+        """Whether nodes wait for nobody: there are leases for those that are done with theirs."""
+        with self._changed:
+            return self._book.more
+
     def status(self) -> JobStatus:
         with self._changed:
             totals = self._progress.totals

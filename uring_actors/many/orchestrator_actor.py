@@ -86,9 +86,11 @@ class OrchestratorActor:
         """Which pipelines there are, whether the job is finished, and of what it failed."""
         return list(self._sources.values()), self._job.finished, self._job.failure
 
-    def commit(self, lease: int, pipeline: str, receipt: Receipt) -> tuple[bool, bool]:
-        """Whether it counts, and whether the job is finished with it."""
-        return self._job.commit(lease, pipeline, receipt), self._job.finished
+    def commit(self, done: Sequence[tuple[int, str, Receipt]]) -> tuple[list[bool], bool, bool]:
+        """Of leases, pipelines and what they came to: which count, whether the job is finished with them, and whether
+        there are leases that nobody holds."""
+        counts = [self._job.commit(*one) for one in done]
+        return counts, self._job.finished, self._job.more
 
     def status(self) -> JobStatus:
         return self._job.status()

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,11 @@ from uring_actors.many.progress import PARTS, Receipt, read_part
 
 MEMORY_BYTES: Final = 256 << 20
 
-Commit = Callable[[int, str, Receipt], bool]
-"""(lease, pipeline, receipt) → whether it counts."""
+Came: TypeAlias = tuple[str, str, GroupRows | GroupEnd | None]
+"""(pipeline, node, item); item None: that pipeline is lost."""
+
+Commit = Callable[[Sequence[tuple[int, str, Receipt]]], list[bool]]
+"""Of each (lease, pipeline, receipt), whether it counts."""
 
 
 class LeaseRows:
@@ -113,44 +116,49 @@ class Receiver:
     directory: the job's, where rows are kept there as parts; None: they are not kept, and spill to a temporary one.
     """
 
-    def __init__(
-        self, schema: pa.Schema, commit: Commit, directory: Path | None, *, with_node: bool, durable: bool = True
-    ) -> None:
+    def __init__(self, schema: pa.Schema, directory: Path | None, *, with_node: bool, durable: bool = True) -> None:
         self.schema = with_node_column(schema) if with_node else schema
-        self._commit = commit
         self._with_node = with_node
         self._durable = durable
         self._parts = None if directory is None else directory / PARTS
         self._scratch = tempfile.TemporaryDirectory(prefix="uring_actors-") if directory is None else None
         self._open: dict[tuple[str, int], LeaseRows] = {}
 
-    def take(self, pipeline: str, node: str, item: GroupRows | GroupEnd) -> LeaseRows | None:
-        """The rows of a lease that has ended with this item, and counts. ``drop`` them after use, where they are not
-        kept."""
-        key = pipeline, item.group
-        if isinstance(item, GroupRows):
-            self._rows(key).add(self._labelled(item.batch, node))
-            self._limit_memory()
-            return None
-        rows = self._open.pop(key, None) or self._new(key)
+    def take(self, came: Iterable[Came], commit: Commit) -> list[tuple[GroupEnd, LeaseRows]]:
+        """The leases that have ended with this, and count, and their rows: ``drop`` them after use, where they are
+        not kept. All are acknowledged with one call of ``commit``."""
+        ended: list[tuple[GroupEnd, LeaseRows]] = []
+        receipts: list[tuple[int, str, Receipt]] = []
         try:
-            return rows if self._finish(rows, pipeline, node, item) else None
+            for pipeline, node, item in came:
+                if item is None:
+                    self._lose(pipeline)
+                elif isinstance(item, GroupRows):
+                    self._rows((pipeline, item.group)).add(self._labelled(item.batch, node))
+                    self._limit_memory()
+                else:
+                    key = pipeline, item.group
+                    rows = self._open.pop(key, None) or self._new(key)
+                    ended.append((item, rows))
+                    receipts.append((item.group, pipeline, self._receipt(rows, pipeline, node, item)))
+            counts = commit(receipts) if receipts else []
+            for (_, rows), counted in zip(ended, counts, strict=True):
+                if not counted:
+                    rows.drop()
         except OSError as error:
             raise UringActorsError(
                 "cannot write rows", path=os.fsencode(self._directory), errno=error.errno
             ) from error
+        return [one for one, counted in zip(ended, counts, strict=True) if counted]
 
-    def _finish(self, rows: LeaseRows, pipeline: str, node: str, end: GroupEnd) -> bool:
+    def _receipt(self, rows: LeaseRows, pipeline: str, node: str, end: GroupEnd) -> Receipt:
+        """Of a lease whose rows are whole, and safe here."""
         part = None
         if self._parts is not None and rows.rows:
             part = f"{end.group:016x}-{pipeline}.arrow"
             rows.keep(self._parts / part, durable=self._durable)
         failures = tuple(replace(failure, node=node) for failure in end.failures)
-        receipt = Receipt(end.files, end.bytes, rows.matches, part, failures, end.piece)
-        counts = self._commit(end.group, pipeline, receipt)
-        if not counts:
-            rows.drop()
-        return counts
+        return Receipt(end.files, end.bytes, rows.matches, part, failures, end.piece)
 
     @property
     def _directory(self) -> Path:
@@ -174,7 +182,7 @@ class Receiver:
         if sum(rows.memory for rows in self._open.values()) > MEMORY_BYTES:
             max(self._open.values(), key=lambda rows: rows.memory).spill()
 
-    def lose(self, pipeline: str) -> None:
+    def _lose(self, pipeline: str) -> None:
         """The pipeline has died: nothing more will come of it."""
         for key in [key for key in self._open if key[0] == pipeline]:
             self._open.pop(key).drop()

@@ -45,7 +45,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a pipeline's items can be had: ``actor.batches(*args)``, once."""
+    """Where a pipeline's items can be had: ``actor.bundles(*args)``, once."""
 
     pipeline: str
     node: str
