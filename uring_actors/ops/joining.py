@@ -17,12 +17,12 @@ from uring_actors.ops.bytesum import Nop, Touch
 from uring_actors.ops.checksum import Checksum
 from uring_actors.ops.histogram import Histogram
 from uring_actors.ops.match.newlines import Ints
-from uring_actors.ops.reduction import Reduction
+from uring_actors.ops.reduction import SplitReduction
 from uring_actors.pieces import UNKNOWN, Border
 
 MATCHES: Final = "matches"
 _COUNT: Final = "count"
-_REDUCTIONS: Final[dict[str, Reduction]] = {
+_REDUCTIONS: Final[dict[str, SplitReduction]] = {
     operation.splits: operation for operation in (Nop(), Touch(), Checksum(), Histogram()) if operation.splits
 }
 
