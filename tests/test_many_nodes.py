@@ -23,6 +23,7 @@ import uring_actors as ua
 from tests import oracle, processes
 from tests.large_files import EXTENT, make_large
 from tests.large_files import PATTERNS as LARGE_PATTERNS
+from tests.small_scan import SMALL
 from uring_actors.cli import main
 from uring_actors.config import ScanOptions
 from uring_actors.errors import InputError, NodeFailed, OptionError, UringActorsError
@@ -33,15 +34,7 @@ from uring_actors.results.schema import MATCH_SCHEMA
 
 ROOT = Path(__file__).parent.parent
 PATTERNS = [ua.Regex("ne+dle")]
-OPTIONS: dict[str, Any] = {
-    "engine": "threads",
-    "io_engine": "pread",
-    "slot_bytes": 65536,
-    "slots": 4,
-    "kernel_threads": 1,
-    "lease_bytes": 200_000,
-    "patterns": PATTERNS,
-}
+OPTIONS = {**SMALL, "kernel_threads": 1, "lease_bytes": 200_000, "patterns": PATTERNS}
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 

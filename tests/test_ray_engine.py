@@ -20,6 +20,7 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
+from tests.small_scan import SMALL
 from uring_actors.errors import NodeFailed, PatternError
 from uring_actors.kernel_host import _QUEUE
 from uring_actors.ops.base import Settler
@@ -29,7 +30,7 @@ from uring_actors.results.errors import Failure
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-OPTIONS: dict[str, Any] = {"engine": "ray", "io_engine": "pread", "slot_bytes": 65536, "slots": 4}
+OPTIONS = {**SMALL, "engine": "ray"}
 LINE = b"a needle\n"
 ROWS = 3_000_000
 WAITING = _QUEUE + _STREAMED_BATCHES
