@@ -268,12 +268,9 @@ AGENT, ORCHESTRATOR = "ray::AgentActor", "ray::OrchestratorActor"
 
 
 @pytest.fixture
-def nothing_warm(cluster: Any) -> Iterator[None]:
-    """Before and after."""
+def nothing_warm(cluster: Any) -> None:
     ua.release_warm()
     processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR), 30)
-    yield
-    ua.release_warm()
 
 
 def other_job(cluster: Any, folder: Path, **options: Any) -> None:
@@ -370,7 +367,6 @@ def test_a_job_that_is_given_up_leaves_nothing_to_the_next(
         other_job(cluster, folder)
 
 
-@pytest.mark.usefixtures("nothing_warm")
 def test_they_are_given_back(cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while by themselves; a job that runs meanwhile keeps its own."""
     monkeypatch.setattr(warm, "WARM_SECONDS", 1.0)
