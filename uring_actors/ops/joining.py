@@ -37,7 +37,7 @@ def put_right(batch: pa.RecordBatch, path: bytes, border: Border, *, drop: bool)
     elif border.newlines:
         line = array(values_of(line) + border.newlines, pa.int64(), null=nulls_of(line))
     starts, columns, unknown = values_of(start), values_of(column), nulls_of(column)
-    first = ~unknown & (columns == starts + 1)  # no newline of the piece before them
+    first = columns == starts + 1  # no newline of the piece before them
     if border.newline == UNKNOWN:
         unknown = unknown | first
     else:
