@@ -17,6 +17,9 @@ from uring_actors.arena.memory import Arena
 settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
 settings.load_profile("uring_actors")
 
+# Ray gives its workers niceness 15: beside other tests on a small machine they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 _START_RAY = (
     "tests/test_exact.py::test_ray",
     "tests/test_many_",
