@@ -1,5 +1,6 @@
 # make demo    scan the interpreter's standard library through Ray actors
-# make test    lint, types and tests
+# make lint    style and types
+# make test    the same, and tests
 # make slow    the tests that take longer, and all properties with ten times the examples
 # make nvme    NVMe passthrough on emulated drives, in a QEMU guest (Debian, root; skipped with the reason elsewhere)
 # Both set up .venv by themselves; they need python3 (3.11 or later) with pip, and make.
@@ -8,7 +9,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PATTERNS := -e 'AKIA[0-9A-Z]{16}' -e 'gh[pousr]_[A-Za-z0-9]{36}' -e 'https?://bugs\.python\.org/issue[0-9]{5}' -F 'BEGIN RSA PRIVATE KEY'
 
-.PHONY: demo test nvme slow bench clean
+# Hundreds of processes start: modules are compiled for the first of them, whatever this shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo lint loops test nvme slow bench clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uring_actors needs Python 3.11 or later: make PYTHON=…")'
@@ -19,12 +23,18 @@ PATTERNS := -e 'AKIA[0-9A-Z]{16}' -e 'gh[pousr]_[A-Za-z0-9]{36}' -e 'https?://bu
 demo: .venv/.ready
 	$(BIN)/uring-actors scan $(PATTERNS) "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
-test: .venv/.ready
+lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	# Both processes must give the tests the same names, whatever their parameters are.
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --no-loadscope-reorder
+
+loops: .venv/.ready
+	$(BIN)/python -m tests.loops
+
+test: .venv/.ready
+	$(MAKE) -j 2 lint loops
+	# All processes must give the tests the same names, whatever their parameters are. The one with Ray mostly waits.
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m 'not slow and not gpu' -n 3 --no-loadscope-reorder
 
 nvme: .venv/.ready
 	PYTHON=$(BIN)/python tests/nvme_qemu/prepare

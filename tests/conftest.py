@@ -17,18 +17,30 @@ from uring_actors.arena.memory import Arena
 settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
 settings.load_profile("uring_actors")
 
+# Ray gives its workers niceness 15: beside other tests on a small machine they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 _START_RAY = (
-    "tests/test_benchmarks.py",
-    "tests/test_docs.py",
     "tests/test_exact.py::test_ray",
     "tests/test_many_",
+    "tests/test_packed.py::test_ray",
     "tests/test_ray_",
+    "tests/test_user_operations.py::test_ray",
+)
+_LONG = (
+    "tests/test_bad_input.py",
+    "tests/test_docs.py",
+    "tests/test_benchmarks.py",
+    "tests/test_exact.py",
+    "tests/test_arrays.py",
+    "tests/test_channel.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts Ray comes first: it takes longest, and another process may do the rest meanwhile (pytest-xdist)."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_START_RAY))
+    """What starts Ray comes first, then other long files: no process shall come to one when the others are done
+    (pytest-xdist)."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(_START_RAY), not item.nodeid.startswith(_LONG)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uring_actors.results.arrays import array, scalar, values_of
+from uring_actors.journal import Follower
+from uring_actors.many.progress import JOURNAL
+from uring_actors.results.arrays import array, nulls_of, scalar, values_of
 
 NUMBERS = {
     pa.int32(): st.integers(-(2**31), 2**31 - 1),
@@ -26,6 +28,7 @@ NUMBERS = {
 }
 KINDS: dict[Any, st.SearchStrategy[Any]] = {
     **NUMBERS,
+    pa.bool_(): st.booleans(),
     pa.binary(): st.binary(max_size=20),
     pa.large_binary(): st.binary(max_size=20),
     pa.string(): st.text(max_size=20),
@@ -54,6 +57,7 @@ def test_of_numpy_arrays(data: st.DataObject) -> None:
     assert made.equals(pa.array(values, kind, mask=null))
     low = data.draw(st.integers(0, len(values)))
     assert values_of(array(values, kind).slice(low)).tolist() == values[low:].tolist()
+    assert nulls_of(made.slice(low)).tolist() == null[low:].tolist()
 
 
 def test_more_bytes_than_offsets_reach() -> None:
@@ -65,6 +69,10 @@ def test_more_bytes_than_offsets_reach() -> None:
         array([Long()], pa.binary())
 
 
+IN_PIECES = ["--checkpoint", "CHECKPOINT", "--lease-size", "64K", "--slot-size", "64K"]
+"""The tree's large file then is scanned in pieces, whose rows are joined."""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -72,6 +80,8 @@ def test_more_bytes_than_offsets_reach() -> None:
         ["scan", "-e", "needle", "--format", "jsonl"],
         ["scan", "-e", "needle", "--count"],
         ["scan", "-e", "needle", "-l"],
+        ["scan", "-e", "needle", *IN_PIECES],
+        ["scan", "-e", "needle", "--count", *IN_PIECES],
         ["scan", "--rules", "RULES"],
         ["checksum"],
         ["histogram"],
@@ -84,9 +94,11 @@ def test_no_command_imports_pandas(tmp_path: Path, arguments: list[str]) -> None
     (tmp_path / "rules").write_text("[[rules]]\nid = 'n'\nregex = 'needle'\n")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "text").write_text("a needle\nin hay\n")
+    (tmp_path / "tree" / "large").write_text("a needle in much hay\n" * 20_000)
     os.mkfifo(tmp_path / "tree" / "fifo")  # a row of what was skipped
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from uring_actors.cli import main; main(sys.argv[1:])"
-    command = [str(tmp_path / "rules") if argument == "RULES" else argument for argument in arguments]
+    paths = {"RULES": tmp_path / "rules", "CHECKPOINT": tmp_path / "checkpoint"}
+    command = [str(paths.get(argument, argument)) for argument in arguments]
     ran = subprocess.run(
         [sys.executable, "-c", code, tmp_path, *command, "--engine", "threads", tmp_path / "tree"],
         capture_output=True,
@@ -95,3 +107,6 @@ def test_no_command_imports_pandas(tmp_path: Path, arguments: list[str]) -> None
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout
+    journal = tmp_path / "checkpoint" / JOURNAL
+    if journal.exists():
+        assert len([done for done in Follower(journal).new() if done.get("piece")]) > 1

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests import strategies as own
+from tests.examples import examples
 from tests.extents import Cut, expected
 from uring_actors.ops.match import automaton
 from uring_actors.ops.match.automaton import Automata, build, search
@@ -80,7 +81,7 @@ def test_all_256_bytes_have_classes() -> None:
     assert found(build(parts), everything) == {(byte, byte + 1) for byte in everything}
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(40))
 @given(st.data())
 def test_every_match_holds_a_part(data: st.DataObject) -> None:
     patterns = data.draw(st.lists(own.usable_patterns(), min_size=1, max_size=3))

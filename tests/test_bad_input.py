@@ -19,6 +19,7 @@ import pytest
 
 import uring_actors as ua
 from tests import broken, elsewhere, oracle
+from tests.small_scan import SMALL
 from tests.test_exact import PATTERNS, filler, plant
 from uring_actors import kernel_host, reader, scanning
 from uring_actors.errors import InputError, IoUringUnavailable, MemlockTooSmall, OptionError, PatternError
@@ -36,8 +37,7 @@ def engine(request: pytest.FixtureRequest, need_uring: Callable[[], None]) -> st
 
 
 def start(paths: Any, patterns: Sequence[Any] = ("needle",), **options: Any) -> ua.Scan:
-    options = {"engine": "threads", "io_engine": "pread", "slot_bytes": 65536, "slots": 4, **options}
-    return ua.scan(paths, patterns=patterns, **options)
+    return ua.scan(paths, patterns=patterns, **{**SMALL, **options})
 
 
 def scanned(*args: Any, **options: Any) -> tuple[ua.Scan, pa.Table]:

@@ -17,18 +17,13 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
+from tests.small_scan import SMALL
 from uring_actors.errors import OptionError
 from uring_actors.journal import MAGIC, Follower, encode
 from uring_actors.many.progress import JOURNAL, PARTS
 from uring_actors.many.receiver import LeaseRows
 
-OPTIONS: dict[str, Any] = {
-    "engine": "threads",
-    "io_engine": "pread",
-    "slot_bytes": 65536,
-    "slots": 4,
-    "lease_bytes": 10_000,
-}
+OPTIONS = {**SMALL, "lease_bytes": 10_000}
 PATTERNS = [ua.Regex("ne+dle")]
 
 

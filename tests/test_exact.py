@@ -141,7 +141,10 @@ def test_threads_with_several_lanes(tree: Path, wanted: pa.Table, lanes: int) ->
 
 @pytest.mark.parametrize(
     ("slot_bytes", "io", "io_engine"),
-    [(65536, "buffered", "auto"), (1 << 20, "direct", "pread")],
+    [
+        (65536, "buffered", "auto"),
+        pytest.param(1 << 20, "direct", "pread", marks=pytest.mark.slow(reason="more of the same")),
+    ],
 )
 def test_ray(tree: Path, wanted: pa.Table, slot_bytes: int, io: str, io_engine: str, ray_session: None) -> None:
     check(tree, wanted, engine="ray", io_engine=io_engine, io=io, slot_bytes=slot_bytes, slots=8)

@@ -14,6 +14,7 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle
+from tests.small_scan import SMALL
 from uring_actors import kernel_host
 from uring_actors.config import ScanOptions
 from uring_actors.errors import PipelineError
@@ -29,7 +30,7 @@ PATTERNS = [ua.Regex("ne+dle"), ua.Regex(r"x\d+")]
 
 
 def run(folder: Path, operation: Operation, groups: list[list[FileEntry]], **options: Any) -> list[Any]:
-    chosen = ScanOptions(**{"engine": "threads", "io_engine": "pread", "slot_bytes": 65536, "slots": 4, **options})
+    chosen = ScanOptions(**{**SMALL, **options})
     node = LocalNode(NodeSpec.decide(operation, chosen, devices(folder)))
     try:
         node.start()

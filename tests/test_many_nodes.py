@@ -24,6 +24,7 @@ import uring_actors as ua
 from tests import oracle, processes
 from tests.large_files import EXTENT, make_large
 from tests.large_files import PATTERNS as LARGE_PATTERNS
+from tests.small_scan import SMALL
 from uring_actors.cli import main
 from uring_actors.config import ScanOptions
 from uring_actors.errors import InputError, NodeFailed, OptionError, UringActorsError
@@ -35,15 +36,7 @@ from uring_actors.results.schema import MATCH_SCHEMA
 
 ROOT = Path(__file__).parent.parent
 PATTERNS = [ua.Regex("ne+dle")]
-OPTIONS: dict[str, Any] = {
-    "engine": "threads",
-    "io_engine": "pread",
-    "slot_bytes": 65536,
-    "slots": 4,
-    "kernel_threads": 1,
-    "lease_bytes": 200_000,
-    "patterns": PATTERNS,
-}
+OPTIONS = {**SMALL, "kernel_threads": 1, "lease_bytes": 200_000, "patterns": PATTERNS}
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
@@ -277,12 +270,9 @@ AGENT, ORCHESTRATOR = "ray::AgentActor", "ray::OrchestratorActor"
 
 
 @pytest.fixture
-def nothing_warm(cluster: Any) -> Iterator[None]:
-    """Before and after."""
+def nothing_warm(cluster: Any) -> None:
     ua.release_warm()
     processes.wait_until(lambda: not below(AGENT, ORCHESTRATOR), 30)
-    yield
-    ua.release_warm()
 
 
 def other_job(cluster: Any, folder: Path, **options: Any) -> None:
@@ -379,7 +369,6 @@ def test_a_job_that_is_given_up_leaves_nothing_to_the_next(
         other_job(cluster, folder)
 
 
-@pytest.mark.usefixtures("nothing_warm")
 def test_they_are_given_back(cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while by themselves; a job that runs meanwhile keeps its own."""
     monkeypatch.setattr(warm, "WARM_SECONDS", 1.0)

@@ -110,6 +110,7 @@ def test_the_same_rows_as_unpacked(tree: Path, packed: list[int], monkeypatch: p
     assert rows[True] == rows[False]
 
 
+@pytest.mark.slow(reason="test_exact.py::test_ray packs small files too")
 def test_ray(tree: Path, ray_session: None) -> None:
     check(sorted(tree.iterdir()), engine="ray", slots=8)
 

@@ -26,8 +26,9 @@ from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.settle import FileSettler
-from uring_actors.pieces import Border, Piece, PieceEnd
+from uring_actors.pieces import UNKNOWN, Border, Piece, PieceEnd
 from uring_actors.plan import FileEntry, path_of
+from uring_actors.results.arrays import array
 from uring_actors.results.schema import COUNT_SCHEMA, match_batch
 
 KINDS = {"literal": LITERALS, "bounded": BOUNDED, "slot": SLOT, "utf8": UTF8}
@@ -197,6 +198,19 @@ def test_rows_that_say_their_node() -> None:
     batch = with_node(match_batch([(b"/f\0100", rows, 0, 2)], pa.array(["ab"])), "c")
     right = put_right(batch, b"/f", Border(100, 7, 90), drop=True).to_pylist()
     assert [(row["line"], row["column"], row["node"]) for row in right] == [(8, 15, "c"), (9, 4, "c")]
+
+
+def test_what_lies_in_a_nulls_place_is_of_no_account() -> None:
+    """Arrow leaves it undefined; here it looks like a column that has to be put right."""
+    rows = Rows.of([(0, 105, 107, 1, 106, b"ab"), (0, 120, 122, 2, 4, b"ab")])
+    batch = match_batch([(b"/f\0100", rows, 0, 2)], pa.array(["ab"]))
+    null = np.array([True, False])
+    for name in ("line", "column"):
+        at = batch.schema.get_field_index(name)
+        batch = batch.set_column(at, batch.schema.field(at), array(np.array([106, 4]), pa.int64(), null=null))
+    for newline in (90, UNKNOWN):
+        right = put_right(batch, b"/f", Border(100, 7, newline), drop=True).to_pylist()
+        assert [(row["line"], row["column"]) for row in right] == [(None, None), (11, 4)]
 
 
 def test_what_fits() -> None:

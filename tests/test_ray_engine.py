@@ -20,6 +20,8 @@ import pytest
 
 import uring_actors as ua
 from tests import oracle, processes
+from tests.small_scan import SMALL
+from uring_actors.actors import ensure_ray
 from uring_actors.errors import NodeFailed, PatternError
 from uring_actors.kernel_host import _QUEUE
 from uring_actors.ops.base import Settler
@@ -29,7 +31,7 @@ from uring_actors.results.errors import Failure
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-OPTIONS: dict[str, Any] = {"engine": "ray", "io_engine": "pread", "slot_bytes": 65536, "slots": 4}
+OPTIONS = {**SMALL, "engine": "ray"}
 LINE = b"a needle\n"
 ROWS = 3_000_000
 WAITING = _QUEUE + _STREAMED_BUNDLES
@@ -109,7 +111,7 @@ def test_a_reader_for_each_device(tmp_path: Path) -> None:
         assert scan.stats.files == 100
 
 
-def test_two_at_once_and_after_another(tmp_path: Path) -> None:
+def test_two_at_once(tmp_path: Path) -> None:
     for name, count in (("one", 30_000), ("two", 50_000)):
         (tmp_path / name).write_bytes(LINE * count)
     first, second = start(tmp_path / "one"), start(tmp_path / "two")
@@ -125,7 +127,6 @@ def test_two_at_once_and_after_another(tmp_path: Path) -> None:
                 assert set(batch["path"].to_pylist()) == {bytes(tmp_path / ("one", "two")[i])}
                 counts[i] += batch.num_rows
     assert counts == [30_000, 50_000]
-    assert start(tmp_path / "one").to_table().num_rows == 30_000
 
 
 def test_wrong_arguments_start_nothing(tmp_path: Path) -> None:
@@ -135,20 +136,23 @@ def test_wrong_arguments_start_nothing(tmp_path: Path) -> None:
 
 
 # ── given up half way ────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("how", ["with", "del", "never iterated"])
+LEFT = pytest.mark.slow(reason="test_ray_metrics leaves a scan so; here its memory is looked at as well")
+
+
+@pytest.mark.parametrize("how", ["del", "closed", pytest.param("with", marks=LEFT)])
 def test_a_scan_that_is_given_up_leaves_nothing(many: Path, how: str) -> None:
     scan = start(many)
     found = {pid: began for some in processes.actors().values() for pid, began in some.items()}
     assert len(found) == 3
     memory = processes.arenas(found)
     assert len(memory) == 1
-    if how != "never iterated":
+    if how != "closed":
         batches = iter(scan)
         next(batches)
     if how == "with":
         with scan:
             pass
-    elif how == "never iterated":
+    elif how == "closed":
         scan.close()
         scan.close()
     else:
@@ -195,6 +199,10 @@ def test_an_error_in_an_actor_reaches_the_caller(many: Path) -> None:
     with pytest.raises(NodeFailed) as raised:
         start(many, None, operation=Broken(early="raise"))
     assert (raised.value.path, raised.value.offset, raised.value.errno) == (b"/p\xff", 7, 5)
+
+
+@pytest.mark.slow(reason="as test_a_killed_actor, but for when; three processes have to start")
+def test_a_process_that_dies_while_it_is_set_up(many: Path) -> None:
     with pytest.raises(NodeFailed, match="its process died") as raised:
         start(many, None, operation=Broken(early="die"))
     assert raised.value.role == "kernel host"
@@ -270,7 +278,7 @@ def test_a_killed_driver_of_a_ray_that_goes_on(tmp_path: Path, many: Path) -> No
     import ray
 
     (tmp_path / "f").write_bytes(LINE)
-    assert start(tmp_path).to_table().num_rows == 1
+    ensure_ray()
     ours, memory = killed_driver(many, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     assert len(ours) == 3
     assert len(memory) == 1

@@ -64,7 +64,12 @@ def test_a_node_exports_them(tmp_path: Path) -> None:
             names = [f"{name}_total" for name in metrics.COUNTERS] + list(metrics.GAUGES)
             return {name: sum(value for _, value in of_tenant(found, name, tenant, earlier)) for name in names}
 
-        processes.wait_until(lambda: totals()["bytes_scanned_total"] >= scanned, 30)
+        def exported() -> bool:
+            """Each process exports its own, when it comes to it."""
+            values = totals()
+            return values["bytes_scanned_total"] >= scanned and values["bytes_read_total"] > scanned
+
+        processes.wait_until(exported, 30)
         values = totals()
         found = scrape()
     assert values["bytes_read_total"] > scanned

@@ -18,6 +18,7 @@ import pytest
 import uring_actors as ua
 from tests import oracle, processes
 from tests.large_files import EXTENT, PATTERNS, make_large
+from tests.small_scan import SMALL
 from tests.test_checkpoint import cuts
 from uring_actors.journal import MAGIC, Follower, encode
 from uring_actors.many.leases import LOSSES_MAX, Limits
@@ -27,14 +28,7 @@ from uring_actors.pieces import PieceEnd
 from uring_actors.results.schema import MATCH_SCHEMA
 from uring_actors.selection import Selection
 
-OPTIONS: dict[str, Any] = {
-    "engine": "threads",
-    "io_engine": "pread",
-    "slot_bytes": 65536,
-    "slots": 4,
-    "kernel_threads": 1,
-    "lease_bytes": EXTENT,
-}
+OPTIONS = {**SMALL, "kernel_threads": 1, "lease_bytes": EXTENT}
 
 
 def scan(files: Path, **options: Any) -> Any:

@@ -1,4 +1,5 @@
-"""``@hot`` and ``@lean``: a Numba function that releases the GIL and is cached on disk; ``@callback``: one for C.
+"""``@hot`` and ``@lean``: a Numba function that releases the GIL and is cached on disk; ``@callback``: one for C;
+``@intrinsic``: what they may call beside each other, in LLVM's own instructions.
 
 Numba's own cache is keyed by the file that holds the function, so it misses a change in another module whose
 constants or helpers were compiled in (it would then run with yesterday's layout). Here the cache directory's name
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba import extending
 from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -97,6 +99,12 @@ def callback(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any
             return numba.cfunc(result(*arguments), cache=cached, error_model="numpy", _nrt=False)(function)
 
     return compiled
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., int]:
+    """``numba.extending.intrinsic``, as hot functions see what it makes: a function of words, without the first
+    parameter."""
+    return cast(Callable[..., int], extending.intrinsic(function))
 
 
 def _compiled(function: F, **options: bool) -> F:

@@ -138,7 +138,7 @@ class NodeSpec:
     def packs(self) -> bool:
         """Whether small files are packed into data slots: where the kernel is on the CPU, unless the page cache is to
         be left alone. Operations that know nothing of it (``ops/base.py``) get a slot for each file."""
-        return self.backend == "cpu" and self.options.io != "direct" and getattr(self.operation, "packs", False)
+        return self.backend == "cpu" and self.options.io != "direct" and self.operation.packs
 
     def make_publisher(self, arena: Arena) -> Publisher:
         return Publisher(arena, self.job, spins=self.spins)

@@ -14,13 +14,12 @@ A system call returns its result or −errno, and needs no Python, no errno vari
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from typing import Any, cast
 
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+from uring_actors.hot import intrinsic
 
 binding.initialize_native_asmparser()  # inline assembly is the system calls' and the pause instruction's way in
 
@@ -41,16 +40,11 @@ _SYSCALL = {
 }
 
 
-def _word(function: Callable[..., Any]) -> Callable[..., int]:
-    """An intrinsic, as hot functions see it: a function of words."""
-    return cast("Callable[..., int]", intrinsic(function))
-
-
 def _pointer(builder, address, width):
     return builder.inttoptr(address, width.as_pointer())
 
 
-@_word
+@intrinsic
 def load_acquire(typingctx, address):
     """The 32-bit word at ``address``; acquire."""
 
@@ -61,7 +55,7 @@ def load_acquire(typingctx, address):
     return types.int64(types.int64), codegen
 
 
-@_word
+@intrinsic
 def store_release(typingctx, address, value):
     """Store the low 32 bits of ``value`` at ``address``; release."""
 
@@ -73,7 +67,7 @@ def store_release(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def load32(typingctx, address):
     """The 32-bit word at ``address``, zero-extended; no order (for words that an acquire has handed over)."""
 
@@ -83,7 +77,7 @@ def load32(typingctx, address):
     return types.int64(types.int64), codegen
 
 
-@_word
+@intrinsic
 def store32(typingctx, address, value):
     """Store the low 32 bits of ``value``; no order."""
 
@@ -94,7 +88,7 @@ def store32(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def load64(typingctx, address):
     """The 64-bit word at ``address`` (8-byte aligned) as int64; no order."""
 
@@ -104,7 +98,7 @@ def load64(typingctx, address):
     return types.int64(types.int64), codegen
 
 
-@_word
+@intrinsic
 def store64(typingctx, address, value):
     """Store a 64-bit word (8-byte aligned); no order."""
 
@@ -115,7 +109,7 @@ def store64(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def load8(typingctx, address):
     """The byte at ``address``, zero-extended; no order."""
 
@@ -125,7 +119,7 @@ def load8(typingctx, address):
     return types.int64(types.int64), codegen
 
 
-@_word
+@intrinsic
 def store8(typingctx, address, value):
     """Store the low 8 bits of ``value``; no order."""
 
@@ -136,7 +130,7 @@ def store8(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def compare_swap(typingctx, address, expected, value):
     """If the 32-bit word equals ``expected``, store ``value``; whether it did. seq_cst."""
 
@@ -153,7 +147,7 @@ def compare_swap(typingctx, address, expected, value):
     return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def fetch_add(typingctx, address, value):
     """Add to the 32-bit word, wrapping; its former value. seq_cst."""
 
@@ -165,7 +159,7 @@ def fetch_add(typingctx, address, value):
     return types.int64(types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def fence(typingctx):
     """A full barrier (seq_cst)."""
 
@@ -176,7 +170,7 @@ def fence(typingctx):
     return types.void(), codegen
 
 
-@_word
+@intrinsic
 def pause(typingctx):
     """Tell the core that this is a spinning loop."""
 
@@ -193,7 +187,7 @@ def _emit_syscall(builder, args):
     return builder.asm(ir.FunctionType(_I64, [_I64] * 7), instruction, constraint, args, side_effect=True)
 
 
-@_word
+@intrinsic
 def syscall(typingctx, number, a, b, c, d, e, f):
     """A raw system call: its result, or −errno."""
 
@@ -213,7 +207,7 @@ def _timespec(builder, nanoseconds):
     return builder.ptrtoint(spec, _I64)
 
 
-@_word
+@intrinsic
 def futex_wait(typingctx, address, expected, timeout_ns):
     """Sleep while the word equals ``expected``, at most ``timeout_ns``; futex(2), shared between processes."""
 
@@ -226,7 +220,7 @@ def futex_wait(typingctx, address, expected, timeout_ns):
     return types.int64(types.int64, types.int64, types.int64), codegen
 
 
-@_word
+@intrinsic
 def clock_ns(typingctx):
     """CLOCK_MONOTONIC in nanoseconds."""
 

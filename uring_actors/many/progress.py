@@ -36,6 +36,7 @@ from uring_actors.many.leases import Lease, Limits
 from uring_actors.many.split import DonePiece, SplitFile
 from uring_actors.pieces import Piece, PieceEnd
 from uring_actors.plan import FileEntry
+from uring_actors.results.arrays import array
 from uring_actors.results.errors import Failure
 
 JOURNAL: Final = "journal"
@@ -276,7 +277,7 @@ class Ledger:
         paths = batch.column("path")
         if not pa.types.is_dictionary(paths.type):
             paths = paths.dictionary_encode()
-        current = pa.array([self.is_current(lease, node, path) for path in paths.dictionary.to_pylist()], pa.bool_())
+        current = array([self.is_current(lease, node, path) for path in paths.dictionary.to_pylist()], pa.bool_())
         return batch.filter(current.take(paths.indices))
 
 

@@ -24,6 +24,7 @@ from uring_actors.errors import UringActorsError
 from uring_actors.groups import GroupEnd, GroupRows
 from uring_actors.journal import sync_directory
 from uring_actors.many.progress import PARTS, Receipt, read_part
+from uring_actors.results.arrays import array, scalar, values_of
 
 MEMORY_BYTES: Final = 256 << 20
 
@@ -175,7 +176,8 @@ class Receiver:
     def _labelled(self, batch: pa.RecordBatch, node: str) -> pa.RecordBatch:
         if not self._with_node:
             return batch
-        names = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), batch.num_rows), pa.array([node]))
+        zeros = pa.repeat(scalar(0, pa.int32()), batch.num_rows)
+        names = pa.DictionaryArray.from_arrays(zeros, array([node], pa.string()))
         return pa.RecordBatch.from_arrays([*batch.columns, names], schema=self.schema)
 
     def _limit_memory(self) -> None:
@@ -204,6 +206,6 @@ def with_node_column(schema: pa.Schema) -> pa.Schema:
 def matches_in(batch: pa.RecordBatch) -> int:
     """How many matches the rows stand for: of an operation that looks for none, 0."""
     names = batch.schema.names
-    if "count" in names:
-        return int(np.sum(batch.column("count").to_numpy()))
-    return batch.num_rows if {"pattern", "rule"} & set(names) or set(names) <= {"path", "node"} else 0
+    if "bytes" in names:  # a reduction's: whatever else its columns are called
+        return 0
+    return int(np.sum(values_of(batch.column("count")))) if "count" in names else batch.num_rows

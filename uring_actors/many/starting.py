@@ -54,7 +54,6 @@ def start_job(
     if resume and kept is None:
         raise OptionError("there is nothing to resume without a checkpoint", fix="Name its directory.")
     scratch = tempfile.TemporaryDirectory(prefix="uring_actors-") if kept is None else None
-    splits: str | None = getattr(operation, "splits", None)
     plan = JobPlan(
         shared=tuple(shared),
         local=tuple(local),
@@ -70,8 +69,8 @@ def start_job(
             held_bytes=4 * options.lease_bytes,
             split_bytes=SPLIT_ABOVE * options.lease_bytes,
         ),
-        splits=splits,
-        extent=_extent(operation, options) if splits else 0,
+        splits=operation.splits,
+        extent=_extent(operation, options) if operation.splits else 0,
     )
     if output_dir is not None and address is not None:
         from uring_actors.many.attached import submit

@@ -12,16 +12,15 @@ Which form runs is chosen once, at import, by what Numba compiles for: ``crc32c`
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
 
 from uring_actors.arena.atomics import load8, load64
-from uring_actors.hot import hot
+from uring_actors.hot import hot, intrinsic
 
 Table = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -103,7 +102,7 @@ _SLICES = _slices()
 
 
 # ── the two forms ────────────────────────────────────────────────────────────────────────────────────────────
-def _instruction(name: str, bits: int, crc_bits: int) -> Callable[[int, int], int]:
+def _instruction(name: str, bits: int, crc_bits: int) -> Callable[..., int]:
     """The crc32 instruction over ``bits`` of data, as an intrinsic: (crc, data) → crc."""
 
     def crc32(typingctx: Any, crc: Any, data: Any) -> Any:
@@ -119,7 +118,7 @@ def _instruction(name: str, bits: int, crc_bits: int) -> Callable[[int, int], in
 
         return types.int64(types.int64, types.int64), codegen
 
-    return cast("Callable[[int, int], int]", intrinsic(crc32))
+    return intrinsic(crc32)
 
 
 _crc_word = _instruction("llvm.x86.sse42.crc32.64.64", 64, 64)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from uring_actors.arena.atomics import load8, load32, load64, store32, store64
-from uring_actors.hot import hot
+from uring_actors.hot import hot, intrinsic
 
 _TABLES: Final = 8
 _TABLE_BYTES: Final = 256 * 4
 
 
-def _scratch(typingctx: Any) -> Any:
+@intrinsic
+def _tables(typingctx: Any) -> Any:
     """The address of ``_TABLES`` tables of 256 32-bit words on the calling function's stack; not zeroed."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -25,9 +24,6 @@ def _scratch(typingctx: Any) -> Any:
         return builder.ptrtoint(cgutils.alloca_once(builder, words), ir.IntType(64))
 
     return types.int64(), codegen
-
-
-_tables = cast("Callable[[], int]", intrinsic(_scratch))
 
 
 @hot

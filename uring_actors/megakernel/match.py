@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from uring_actors.arena import abi
 from uring_actors.arena.atomics import load32, load64, store32
@@ -24,7 +23,7 @@ from uring_actors.arena.book import (
     BOOK_SLOT_BYTES,
     Book,
 )
-from uring_actors.hot import callback, hot
+from uring_actors.hot import callback, hot, intrinsic
 from uring_actors.megakernel import packed, ring
 from uring_actors.megakernel.hits import add_hit
 from uring_actors.megakernel.newlines import index_newlines, last_newline_at
@@ -49,7 +48,7 @@ def on_match(pattern, start, end, flags, context):  # type: ignore[no-untyped-de
     return types.int32(0)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _hs_scan(
     typingctx: Any, function: Any, database: Any, text: Any, length: Any, scratch: Any, on_event: Any, context: Any
 ) -> Any:

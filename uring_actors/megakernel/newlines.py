@@ -6,14 +6,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from uring_actors.arena import abi
 from uring_actors.arena.atomics import load8, load32, store32
-from uring_actors.hot import hot
+from uring_actors.hot import hot, intrinsic
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _newlines_of_64(typingctx: Any, address: Any) -> Any:
     """How many of the 64 bytes at ``address`` are newlines: one comparison and one population count where the
     processor has such vectors. (Written out, because no loop over bytes or words becomes that: those are four times

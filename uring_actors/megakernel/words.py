@@ -22,10 +22,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from uring_actors.arena.atomics import load8, load32, load64
-from uring_actors.hot import hot
+from uring_actors.hot import hot, intrinsic
 from uring_actors.megakernel.hits import add_hit
 
 SHORTEST: Final = 5
@@ -69,7 +68,7 @@ _SPAN: Final = 4 * _LANES  # bytes of the text that lanes are from
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _load_any(typingctx: Any, address: Any) -> Any:
     """The 64-bit word at ``address``, wherever that is."""
 
@@ -80,7 +79,7 @@ def _load_any(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _likely(typingctx: Any, text: Any, tail: Any, filters: Any, shift: Any) -> Any:
     """A bit for each of the 16 grams at ``text``, ``text + 4``, …, ``text + 60``: whether the filter has it.
 
@@ -124,7 +123,7 @@ def _likely(typingctx: Any, text: Any, tail: Any, filters: Any, shift: Any) -> A
     return types.int64(*[types.int64] * 4), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _lowest(typingctx: Any, word: Any) -> Any:
     """The number of the lowest bit that is set; one must be."""
 

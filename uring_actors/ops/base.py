@@ -3,15 +3,6 @@
 The kernel runs an operation on each slot; *settling* then makes the extents of a file into its rows, on the kernel
 host, in one thread. A settler sees every slot of the scan once, in publish order, with its data slot still in
 place.
-
-An operation with ``packs = True`` is run on packed data slots too (``megakernel/packed.py``): its compiled part looks
-for ``abi.FLAG_PACKED``, works on each file by itself, and says in the file's entry where in the result block its
-results are. Settling gets a row for each file, as ever (COLUMN_RESULT has that place). For all other operations small
-files have slots of their own.
-
-An operation that has ``splits``, and not None, can be run on pieces of a file (``pieces.py``): it names the way in
-which their rows become the file's (``ops/joining.py``). A settler knows a piece by ``FileEntry.name``, which stands
-where a path would be, in its rows and failures too.
 """
 
 from __future__ import annotations
@@ -101,6 +92,19 @@ class Operation(Protocol):
     @property
     def notes(self) -> Sequence[str]:
         """What the user should know before it starts."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether it is run on packed data slots too (``megakernel/packed.py``): its compiled part looks for
+        ``abi.FLAG_PACKED``, works on each file by itself, and says in the file's entry where in the result block its
+        results are. Settling gets a row for each file, as ever (COLUMN_RESULT has that place). For all other
+        operations small files have slots of their own."""
+
+    @property
+    def splits(self) -> str | None:
+        """The way in which the rows of a file's pieces (``pieces.py``) become the file's (``ops/joining.py``); None:
+        it can't be run on pieces. A settler knows a piece by ``FileEntry.name``, which stands where a path would be,
+        in its rows and failures too."""
 
     def result_bytes(self, slot_bytes: int) -> int:
         """What a data slot's result block must hold at least."""

@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from uring_actors.arena import abi
 from uring_actors.megakernel.reduce import TOUCH_WORDS
-from uring_actors.ops.reduction import Reduction, State, Words
+from uring_actors.ops.reduction import SplitReduction, State, Words
 from uring_actors.results.arrays import array
 
 
 @dataclass(frozen=True)
-class Nop(Reduction):
+class Nop(SplitReduction):
     """Read everything, look at nothing. Rows: path, bytes."""
 
     opcode = abi.OP_SCAN_NOP

@@ -11,12 +11,12 @@ import pyarrow as pa
 from uring_actors.arena import abi
 from uring_actors.megakernel.crc32c import combine
 from uring_actors.megakernel.reduce import CRC32C_WORDS
-from uring_actors.ops.reduction import Reduction, State, Words
+from uring_actors.ops.reduction import SplitReduction, State, Words
 from uring_actors.results.arrays import array
 
 
 @dataclass(frozen=True)
-class Checksum(Reduction):
+class Checksum(SplitReduction):
     """CRC32C. Rows: path, bytes, crc32c (uint32); none for a file of which bytes are missing."""
 
     opcode = abi.OP_SCAN_CRC32C

@@ -14,7 +14,7 @@ from uring_actors.arena import abi
 from uring_actors.errors import OptionError
 from uring_actors.hot import hot
 from uring_actors.megakernel.reduce import HISTOGRAM_WORDS
-from uring_actors.ops.reduction import Reduction, State, Words
+from uring_actors.ops.reduction import SplitReduction, State, Words
 from uring_actors.results.arrays import array
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -25,7 +25,7 @@ BLOCK_MAX: Final = abi.WRAP
 
 
 @dataclass(frozen=True)
-class Histogram(Reduction):
+class Histogram(SplitReduction):
     """Byte counts. Rows: path, bytes, entropy (Shannon's, in bits a byte; 0 without bytes), counts (256 of them).
 
     block: with it a row for each block of that many bytes (the file's last may be shorter), and a column offset after
@@ -46,7 +46,7 @@ class Histogram(Reduction):
             )
 
     @property
-    def splits(self) -> str | None:  # type: ignore[override]
+    def splits(self) -> str | None:
         return None if self.block else "histogram"
 
     @property

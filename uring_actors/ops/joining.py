@@ -11,18 +11,17 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from uring_actors.ops.bytesum import Nop, Touch
 from uring_actors.ops.checksum import Checksum
 from uring_actors.ops.histogram import Histogram
-from uring_actors.ops.match.newlines import Ints
-from uring_actors.ops.reduction import Reduction
+from uring_actors.ops.reduction import SplitReduction
 from uring_actors.pieces import UNKNOWN, Border
+from uring_actors.results.arrays import array, nulls_of, scalar, values_of
 
 MATCHES: Final = "matches"
 _COUNT: Final = "count"
-_REDUCTIONS: Final[dict[str, Reduction]] = {
+_REDUCTIONS: Final[dict[str, SplitReduction]] = {
     operation.splits: operation for operation in (Nop(), Touch(), Checksum(), Histogram()) if operation.splits
 }
 
@@ -32,43 +31,33 @@ def put_right(batch: pa.RecordBatch, path: bytes, border: Border, *, drop: bool)
     the piece leaves no room may be among them."""
     if drop and border.resume:
         batch = _without_overlaps(batch, border)
-    start = batch.column("start").to_numpy()
-    line, column = batch.column("line"), batch.column("column")
+    start, line, column = (batch.column(name) for name in ("start", "line", "column"))
     if border.newlines == UNKNOWN:
         line = pa.nulls(len(batch), pa.int64())
     elif border.newlines:
-        line = _array(_values(line) + border.newlines, _values(line) == 0)
-    first = _values(column) == start + 1  # no newline of the piece before them
+        line = array(values_of(line) + border.newlines, pa.int64(), null=nulls_of(line))
+    starts, columns, unknown = values_of(start), values_of(column), nulls_of(column)
+    first = columns == starts + 1  # no newline of the piece before them
     if border.newline == UNKNOWN:
-        column = _array(_values(column), first | (_values(column) == 0))
+        unknown = unknown | first
     else:
-        column = _array(np.where(first, start - border.newline, _values(column)), _values(column) == 0)
-    changed = {"path": _repeated(path, len(batch)), "line": line, "column": column}
-    columns = [changed.get(name, batch.column(name)) for name in batch.schema.names]
-    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+        columns = np.where(first, starts - border.newline, columns)
+    changed = {
+        "path": pa.repeat(scalar(path, pa.binary()), len(batch)),
+        "line": line,
+        "column": array(columns, pa.int64(), null=unknown),
+    }
+    return pa.RecordBatch.from_arrays(
+        [changed.get(name, batch.column(name)) for name in batch.schema.names], schema=batch.schema
+    )
 
 
 def _without_overlaps(batch: pa.RecordBatch, border: Border) -> pa.RecordBatch:
-    patterns = batch.column("pattern").indices.to_numpy()
-    start = batch.column("start").to_numpy()
+    patterns, start = values_of(batch.column("pattern").indices), values_of(batch.column("start"))
     keep = np.ones(len(batch), np.bool_)
     for pattern, resume in border.resume.items():
         keep &= (patterns != pattern) | (start >= resume)
-    return batch if keep.all() else batch.filter(pa.array(keep))
-
-
-def _values(column: pa.Array) -> Ints:
-    """The numbers, 0 for null."""
-    values: Ints = column.fill_null(0).to_numpy()
-    return values
-
-
-def _array(values: Ints, null: NDArray[np.bool_]) -> pa.Array:
-    return pa.array(values, pa.int64(), mask=null)
-
-
-def _repeated(path: bytes, count: int) -> pa.Array:
-    return pa.array([path] * count, pa.binary())
+    return batch if keep.all() else batch.filter(array(keep, pa.bool_()))
 
 
 def join(kind: str, pieces: Sequence[Sequence[pa.RecordBatch]], path: bytes, dropped: int) -> pa.RecordBatch | None:
@@ -96,7 +85,7 @@ def join(kind: str, pieces: Sequence[Sequence[pa.RecordBatch]], path: bytes, dro
 def _changed(batch: pa.RecordBatch, **values: object) -> pa.RecordBatch:
     """The batch, of one row, with other values in some columns."""
     columns = [
-        pa.array([values[field.name]], field.type) if field.name in values else batch.column(field.name)
+        array([values[field.name]], field.type) if field.name in values else batch.column(field.name)
         for field in batch.schema
     ]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)

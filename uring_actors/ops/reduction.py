@@ -13,6 +13,7 @@ the part is worth something (``partial``), never a sum over something else than 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Final
@@ -43,7 +44,7 @@ _BATCH_ROWS: Final = 1 << 16
 _BATCH_WORDS: Final = 1 << 20
 
 
-class Reduction:
+class Reduction(ABC):
     """The base of such an operation; picklable. A subclass sets ``opcode`` and ``words`` and says what a state is."""
 
     opcode: int
@@ -58,8 +59,6 @@ class Reduction:
     """Whether a file of which bytes are missing has a row, of what there was."""
     block: int = 0
     """Bytes of which each has a row; 0: the whole file has one."""
-    splits: str | None = None
-    """See ``ops/base.py``; then ``load_row`` is needed."""
     device_functions: Sequence[DeviceFunction] = ()
 
     def on_device(self, *, insist: bool) -> Operation:
@@ -82,6 +81,10 @@ class Reduction:
         """Whether small files share data slots: where a state is small and compiled code makes it."""
         return self.opcode in _PACKED and not self.block
 
+    @property
+    def splits(self) -> str | None:
+        return None
+
     def result_bytes(self, slot_bytes: int) -> int:
         parts = 1 if self.block == 0 else (slot_bytes - 1) // self.block + 2
         if self.packs:
@@ -96,38 +99,34 @@ class Reduction:
 
     # ── the values, one a row ────────────────────────────────────────────────────────────────────────────────
     @property
+    @abstractmethod
     def empty(self) -> State:
         """The state of no bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, words: Words) -> State:
         """The state from its words, which are somebody else's afterwards."""
-        raise NotImplementedError
-
-    def load_row(self, size: int, values: Sequence[Any]) -> State:
-        """The state that became a row: of ``size`` bytes, with these ``values`` of its own columns."""
-        raise NotImplementedError
 
     def load_blocks(self, words: Words) -> Sequence[Any]:
         """The values of whole blocks, whose words are the rows of ``words``."""
         return [self.finish(self.load(row), self.block) for row in words]
 
+    @abstractmethod
     def combine(self, left: State, right: State) -> State:
         """The state of two neighbours."""
-        raise NotImplementedError
 
     def finish(self, state: State, size: int) -> Any:
         """A row's value, from the state of its ``size`` bytes."""
         return state
 
     @property
+    @abstractmethod
     def fields(self) -> list[pa.Field]:
         """The columns that ``columns`` makes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def columns(self, values: list[Any]) -> list[pa.Array]:
         """The ``fields`` of some rows' values."""
-        raise NotImplementedError
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -145,6 +144,14 @@ class Reduction:
         return pa.RecordBatch.from_arrays(
             [*head, array(sizes, pa.int64()), *self.columns(values)], schema=self.schema
         )
+
+
+class SplitReduction(Reduction):
+    """The base of one that can be run on pieces of a file."""
+
+    @abstractmethod
+    def load_row(self, size: int, values: Sequence[Any]) -> State:
+        """The state that became a row: of ``size`` bytes, with these ``values`` of its own columns."""
 
 
 class _Run:

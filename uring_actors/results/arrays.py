@@ -29,7 +29,7 @@ _OFFSETS: Final[dict[pa.DataType, Any]] = {
 
 
 def array(values: Any, kind: pa.DataType, *, null: NDArray[np.bool_] | None = None) -> pa.Array:
-    """``values`` as an Arrow array of type ``kind``: numbers, or bytes and str for binary and string types.
+    """``values`` as an Arrow array of type ``kind``: numbers, bool, or bytes and str for binary and string types.
 
     In a sequence None is null; ``null`` says of each number of a NumPy array whether it is.
 
@@ -40,6 +40,9 @@ def array(values: Any, kind: pa.DataType, *, null: NDArray[np.bool_] | None = No
             values, null = _without_none(list(values), 0)
         data = np.ascontiguousarray(values, _NUMBERS[kind])
         return pa.Array.from_buffers(kind, len(data), [_validity(null), pa.py_buffer(data)])
+    if kind == pa.bool_():
+        values, null = _without_none(list(values), False)
+        return pa.Array.from_buffers(kind, len(values), [_validity(null), _bits(np.array(values, np.bool_))])
     texts, null = _without_none(list(values), b"")
     parts = [text.encode() if isinstance(text, str) else text for text in texts]
     offsets = np.zeros(len(parts) + 1, np.int64)
@@ -57,9 +60,19 @@ def scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
 
 
 def values_of(column: pa.Array) -> NDArray[Any]:
-    """``Array.to_numpy``, which imports pandas as well, of numbers without nulls; not a copy."""
+    """Numbers as NumPy has them; not a copy. Where ``nulls_of`` says null, Arrow leaves undefined what is there."""
     values: NDArray[Any] = np.frombuffer(column.buffers()[1] or b"", _NUMBERS[column.type])
     return values[column.offset : column.offset + len(column)]
+
+
+def nulls_of(column: pa.Array) -> NDArray[np.bool_]:
+    """Of each value whether it is null."""
+    valid = column.buffers()[0]
+    if valid is None:
+        return np.zeros(len(column), np.bool_)
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), count=column.offset + len(column), bitorder="little")
+    null: NDArray[np.bool_] = bits[column.offset :] == 0
+    return null
 
 
 def _without_none(values: list[Any], filler: Any) -> tuple[Sequence[Any], NDArray[np.bool_] | None]:
@@ -73,4 +86,8 @@ def _validity(null: NDArray[np.bool_] | None) -> Any:
     """Arrow's bitmap; None where nothing is null."""
     if null is None or not null.any():
         return None
-    return pa.py_buffer(np.packbits(~null, bitorder="little"))
+    return _bits(~null)
+
+
+def _bits(flags: NDArray[np.bool_]) -> Any:
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))

@@ -51,7 +51,8 @@ from uring_actors.ops.match.newlines import (
 )
 from uring_actors.ops.match.plan import Kind
 from uring_actors.ops.match.planset import Pattern, PlanSet
-from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_NEWLINE, NO_PATTERNS, Marked, in_order
+from uring_actors.ops.match.rows import NO_INTS, NO_MARKED, NO_PATTERNS, Marked, in_order
+from uring_actors.pieces import NO_NEWLINE
 
 _FEW = 4
 """Candidates up to which RE2 is as fast as the start of a compiled loop."""

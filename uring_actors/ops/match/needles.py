@@ -8,15 +8,14 @@ from typing import Any, Final
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from uring_actors.hot import hot
+from uring_actors.hot import hot, intrinsic
 from uring_actors.ops.match.newlines import Bytes, Ints, as_bytes
 
 _BLOCK: Final = 64
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # Numba has no types
+@intrinsic
 def _equal_in_64(typingctx: Any, address: Any, byte: Any) -> Any:
     """Bit k: whether byte k at ``address`` is ``byte``. (Written out, as ``megakernel.newlines`` says why.)"""
 
@@ -33,7 +32,7 @@ def _equal_in_64(typingctx: Any, address: Any, byte: Any) -> Any:
     return types.int64(types.int64, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # Numba has no types
+@intrinsic
 def _beyond_ascii_in_64(typingctx: Any, address: Any) -> Any:
     """Bit k: whether byte k at ``address`` is 128 or more."""
 

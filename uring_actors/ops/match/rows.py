@@ -15,11 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from uring_actors import pieces
 from uring_actors.ops.match.newlines import Bytes, Ints, copy_ranges
-
-NO_NEWLINE = pieces.NO_NEWLINE
-"""No newline stands before, in the bytes that were looked at."""
 
 
 class Row(NamedTuple):

@@ -31,15 +31,13 @@ from uring_actors.hot import hot
 from uring_actors.ops.match.confirm import ExtentMatches, Unread, mark
 from uring_actors.ops.match.newlines import NO_INDEX, Bytes, Index, Ints, as_bytes, count_before
 from uring_actors.ops.match.planset import Pattern, PlanSet
-from uring_actors.ops.match.rows import NO_NEWLINE, NO_ROWS, Marked, Row, Rows
+from uring_actors.ops.match.rows import NO_ROWS, Marked, Row, Rows
 from uring_actors.ops.match.unbounded import Found, Matches, Search, search_for
 from uring_actors.ops.match.window import WINDOW_LIMIT, FileGone, FileReader, ReadFailed, TooLong, Window
-from uring_actors.pieces import LOST, UNKNOWN, Piece, PieceEnd
+from uring_actors.pieces import LOST, NO_NEWLINE, UNKNOWN, Piece, PieceEnd
 
 _APART = 4 * abi.NEWLINE_CHUNK
 """Matches that start so far from each other have what lies between them left out when newlines are counted."""
-_UNKNOWN = UNKNOWN
-"""For a number of lines, and for the last newline's place: an extent that was not read lies in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ class FileSettler:
             return False
         if newlines:
             self._newline = newline
-            if self._lines != _UNKNOWN:
+            if self._lines != UNKNOWN:
                 self._lines += newlines
         self._frontier = stop
         if self._unbounded is not None:
@@ -162,7 +160,7 @@ class FileSettler:
         self.window.close()
 
     def _lose(self, extent: Unread) -> Settled:
-        self._lines = self._newline = _UNKNOWN
+        self._lines = self._newline = UNKNOWN
         self._cross(extent.stop)
         faults = [Fault(extent.start, extent.errno, extent.reason, extent.start)]
         parts = [] if self._unbounded is None else self._unbounded.pass_over(extent, faults)
@@ -179,7 +177,7 @@ class FileSettler:
             rows, reach = _absolute(marked, self._lines, self._newline)
         if extent.newlines:
             self._newline = extent.newline
-        if self._lines != _UNKNOWN:
+        if self._lines != UNKNOWN:
             self._lines += extent.newlines
         self._cross(extent.stop)
         if reach > extent.stop:
@@ -296,8 +294,8 @@ def _place(start: Ints, end: Ints, newlines: Ints, newline: Ints, lines: int, be
     reach = 0
     for k in range(start.size):
         last = before if newline[k] == NO_NEWLINE else newline[k]
-        newlines[k] = 0 if lines == _UNKNOWN else lines + newlines[k] + 1
-        newline[k] = 0 if last == _UNKNOWN else start[k] - last
+        newlines[k] = 0 if lines == UNKNOWN else lines + newlines[k] + 1
+        newline[k] = 0 if last == UNKNOWN else start[k] - last
         reach = max(reach, end[k])
     return reach
 
@@ -388,7 +386,7 @@ class _Unbounded:
             if search is not None:
                 search.suspect(extent.start, extent.stop)
         self._index = NO_INDEX
-        return self._advance_all(extent, _UNKNOWN, faults)
+        return self._advance_all(extent, UNKNOWN, faults)
 
     def _search(self, index: int) -> Search | None:
         search = self._searches.get(index)
@@ -479,8 +477,8 @@ class _Unbounded:
             with suppress(ReadFailed):  # the rows stand, without line and column
                 counts, lasts = self._count(border, index, starts[part])
                 last = np.where(lasts < 0, newline, border + lasts)
-                line[part] = 0 if lines == _UNKNOWN else lines + counts + 1
-                column[part] = np.where(last == _UNKNOWN, 0, starts[part] - last)
+                line[part] = 0 if lines == UNKNOWN else lines + counts + 1
+                column[part] = np.where(last == UNKNOWN, 0, starts[part] - last)
             done = stop
         return line, column
 

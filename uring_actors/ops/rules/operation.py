@@ -43,6 +43,8 @@ class RuleScan:
     device_functions = ()
     parameter = 0
     notes = ()
+    packs = False
+    splits = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.rules,)
