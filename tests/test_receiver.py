@@ -36,12 +36,12 @@ def test_a_users_columns_are_no_matches(name: str, kind: pa.DataType, value: obj
 
 @pytest.mark.parametrize("early", [True, False], ids=["while they come", "at the end"])
 def test_rows_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
-    taken = Receiver(FILE_SCHEMA, lambda *_: True, tmp_path, with_node=False)  # whose directory of parts isn't there
+    taken = Receiver(FILE_SCHEMA, tmp_path, with_node=False)  # whose directory of parts isn't there
     rows, end = GroupRows(1, batch(FILE_SCHEMA, {"path": b"/f"})), GroupEnd(1, 1, 2, ())
     if early:
         monkeypatch.setattr(receiver, "MEMORY_BYTES", 0)
     else:
-        taken.take("pipeline", "node", rows)
+        taken.take([("pipeline", "node", rows)], lambda receipts: [True] * len(receipts))
     with pytest.raises(UringActorsError, match="cannot write rows") as raised:
-        taken.take("pipeline", "node", rows if early else end)
+        taken.take([("pipeline", "node", rows if early else end)], lambda receipts: [True] * len(receipts))
     assert (raised.value.path, raised.value.errno) == (bytes(tmp_path / PARTS), errno.ENOENT)

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,6 +31,7 @@ from uring_actors.node import NodeSpec, NodeStats
 from uring_actors.plan import FileEntry
 from uring_actors.publisher import Publisher
 from uring_actors.ray_calls import kill, open_stream, unwrap
+from uring_actors.raylet_watch import end_agents_with_raylet
 from uring_actors.reader import Reader, ReaderStats
 from uring_actors.results.errors import Failure
 from uring_actors.reuse import Takers, nothing_is_left
@@ -93,10 +92,11 @@ class HostActor(_RoleActor):
     def __init__(self) -> None:
         super().__init__("kernel host")
         self._on_gpu = False
+        self._watch: subprocess.Popen[bytes] | None = None
 
     def initialise(self, spec: NodeSpec, ray_is_ours: bool) -> ArenaHandle:
-        if ray_is_ours:
-            _end_agents_with_raylet()
+        if ray_is_ours and self._watch is None:  # of a Ray that is another's nothing is ours to end
+            self._watch = end_agents_with_raylet()
         arena = Arena.create(spec.layout)
         self._host = spec.make_host(arena)
         self._on_gpu = spec.backend == "cuda"
@@ -163,33 +163,6 @@ class ReaderActor(_RoleActor):
 
     def stats(self) -> ReaderStats:
         return self._reader.stats()
-
-
-def _end_agents_with_raylet() -> None:
-    """In a worker: see to it that Ray's agents end when the raylet does.
-
-    A killed driver takes the Ray that it started with it (PR_SET_PDEATHSIG), but for the raylet's agents: they try
-    for a minute to tell the dead GCS about it. Only for a Ray of our own; elsewhere it is not ours to kill.
-    """
-    with contextlib.suppress(OSError):  # no pidfds, or no /proc: then it takes that minute
-        raylet = os.pidfd_open(os.getppid())
-        agents = [os.pidfd_open(pid) for pid in _children(os.getppid()) if b"agent" in _command(pid).lower()]
-
-        def wait() -> None:
-            select.select([raylet], [], [])
-            for agent in agents:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(agent, signal.SIGKILL)
-
-        threading.Thread(target=wait, name="raylet-watch", daemon=True).start()
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-
-
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 _ours: str | None = None

@@ -1,0 +1,54 @@
+"""A process that ends Ray's agents when their raylet has ended.
+
+A killed driver takes the Ray that it started with it (PR_SET_PDEATHSIG), but for the raylet's agents: they try for a
+minute to tell the dead GCS about it. A worker can't see to it: it ends with the raylet, at the same moment.
+
+    python uring_actors/raylet_watch.py RAYLET WORKER AGENT…      pidfds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_LAST_SECONDS = 5.0
+"""How long a worker that ends may end before its raylet has."""
+
+
+def end_agents_with_raylet() -> subprocess.Popen[bytes] | None:
+    """In a worker: begin to watch; for as long as the worker lives. None without pidfds or /proc."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as files:
+        raylet = os.getppid()
+        agents = [pid for pid in _children(raylet) if b"agent" in _command(pid).lower()]
+        watched = [os.pidfd_open(pid) for pid in (raylet, os.getpid(), *agents)]
+        for fd in watched:
+            files.callback(os.close, fd)
+        command = [sys.executable, "-I", "-S", __file__, *map(str, watched)]
+        return subprocess.Popen(command, pass_fds=watched, stdin=subprocess.DEVNULL, start_new_session=True)
+    return None
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _watch(raylet: int, worker: int, agents: list[int]) -> None:
+    select.select([raylet, worker], [], [])
+    if select.select([raylet], [], [], _LAST_SECONDS)[0]:
+        for agent in agents:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(agent, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _raylet, _worker, *_agents = map(int, sys.argv[1:])
+    _watch(_raylet, _worker, _agents)
