@@ -108,6 +108,14 @@ def when_still(value: Callable[[], int], seconds: float = 30.0) -> int:
     return last
 
 
+def wait_until_gone(processes: dict[int, int], seconds: float = 10.0) -> None:
+    """Fails after ``seconds``, and says which are left."""
+    deadline = time.monotonic() + seconds
+    while left := living(processes):
+        assert time.monotonic() < deadline, f"after {seconds} s there still are {list(left.values())}"
+        time.sleep(0.05)
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> float:
     """Seconds until it was; fails after ``seconds``."""
     began = time.monotonic()

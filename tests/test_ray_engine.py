@@ -158,7 +158,7 @@ def test_a_scan_that_is_given_up_leaves_nothing(many: Path, how: str) -> None:
     else:
         del batches, scan
     gc.collect()
-    processes.wait_until(lambda: not processes.living(found))
+    processes.wait_until_gone(found)
     assert processes.holders(memory) == []
 
 
@@ -226,7 +226,7 @@ def test_a_killed_actor(many: Path, actor: str, role: str) -> None:
     assert time.monotonic() - began < 10
     assert raised.value.role.startswith(role)
     assert "died" in str(raised.value)
-    processes.wait_until(lambda: not processes.living(found))
+    processes.wait_until_gone(found)
     assert processes.holders(memory) == []
     assert scan.stats.errors == 0
 
@@ -270,7 +270,7 @@ def test_a_killed_driver_that_started_ray(many: Path) -> None:
     names = [processes.title(pid) for pid in below]
     assert len(below) >= 5, names
     assert len(memory) == 1
-    processes.wait_until(lambda: not processes.living(below), 30)
+    processes.wait_until_gone(below, 45)
     assert processes.holders(memory) == []
 
 
@@ -282,7 +282,7 @@ def test_a_killed_driver_of_a_ray_that_goes_on(tmp_path: Path, many: Path) -> No
     ours, memory = killed_driver(many, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     assert len(ours) == 3
     assert len(memory) == 1
-    processes.wait_until(lambda: not processes.living(ours))
+    processes.wait_until_gone(ours)
     assert processes.holders(memory) == []
     assert start(tmp_path).to_table().num_rows == 1
 

@@ -23,25 +23,32 @@ _LAST_SECONDS = 5.0
 def end_agents_with_raylet() -> subprocess.Popen[bytes] | None:
     """In a worker: begin to watch; for as long as the worker lives. None without pidfds or /proc."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as files:
-        raylet = os.getppid()
-        agents = [pid for pid in _children(raylet) if b"agent" in _command(pid).lower()]
-        watched = [os.pidfd_open(pid) for pid in (raylet, os.getpid(), *agents)]
-        for fd in watched:
-            files.callback(os.close, fd)
+        watched: list[int] = []
+        for pid in (os.getppid(), os.getpid(), *_agents(os.getppid())):
+            watched.append(os.pidfd_open(pid))
+            files.callback(os.close, watched[-1])
         command = [sys.executable, "-I", "-S", __file__, *map(str, watched)]
         return subprocess.Popen(command, pass_fds=watched, stdin=subprocess.DEVNULL, start_new_session=True)
     return None
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+def _agents(raylet: int) -> list[int]:
+    """The raylet's agents. Others of its threads and children may end meanwhile."""
+    found = []
+    for path in Path(f"/proc/{raylet}/task").glob("*/children"):
+        for child in _text(path).split():
+            if b"agent" in _text(Path(f"/proc/{int(child)}/cmdline")).lower():
+                found.append(int(child))
+    return found
 
 
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+def _text(path: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return path.read_bytes()
+    return b""
 
 
-def _watch(raylet: int, worker: int, agents: list[int]) -> None:
+def _watch(raylet: int, worker: int, *agents: int) -> None:
     select.select([raylet, worker], [], [])
     if select.select([raylet], [], [], _LAST_SECONDS)[0]:
         for agent in agents:
@@ -50,5 +57,4 @@ def _watch(raylet: int, worker: int, agents: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    _raylet, _worker, *_agents = map(int, sys.argv[1:])
-    _watch(_raylet, _worker, _agents)
+    _watch(*map(int, sys.argv[1:]))
