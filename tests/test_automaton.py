@@ -17,10 +17,11 @@ from uring_actors.ops.match import automaton
 from uring_actors.ops.match.automaton import Automata, build, search
 from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.lower import lower
-from uring_actors.ops.match.parts import MOST_WIDTH, Part, Word, device_plans
+from uring_actors.ops.match.parts import MOST_WIDTH, Part, device_plans
 from uring_actors.ops.match.pattern import Literal, Regex
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import compile_source
+from uring_actors.ops.match.spelled import Word
 from uring_actors.ops.match.syntax import NO_FLAGS, parse
 from uring_actors.ops.match.tree import Node, mask_of
 

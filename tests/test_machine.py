@@ -117,12 +117,15 @@ def test_entropies_are_those_of_the_secrets(lines: list[bytes], data: st.DataObj
     base = data.draw(st.integers(0, len(text)))
     starts, ends = np.array([m.span() for m in found], np.int64).reshape(-1, 2).T.copy()
     for number in (0, 2):
-        bits = machine.Groups(program).entropies(as_bytes(text[base:]), base, len(text), starts, ends, number)
-        for m, bit in zip(found, bits, strict=True):
-            secret = m[number] if number else next(group for group in m.groups() if group)
+        groups = machine.Groups(program)
+        bits, places = groups.entropies(as_bytes(text[base:]), base, len(text), starts, ends, number)
+        for m, bit, place in zip(found, bits, places.tolist(), strict=True):
+            group = number or next(k for k in (1, 2) if m[k])
             if np.isfinite(bit):
-                assert bit == pytest.approx(shannon(secret), abs=1e-9)
+                assert bit == pytest.approx(shannon(m[group]), abs=1e-9)
+                assert tuple(place) == m.span(group)
             else:
+                assert place == [-1, -1]
                 assert m.start() <= base or not m[0].isascii() or not text[m.end() : m.end() + 1].isascii()
 
 

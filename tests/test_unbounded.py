@@ -257,6 +257,32 @@ def test_a_gap_that_leads_nowhere_is_crossed_once() -> None:
     assert reader.read < 80 * len(data)  # to the end from each start: a thousand times
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_gap_is_followed_in_what_is_in_memory_anyway(ends: bool) -> None:
+    """Extents that are lent while they are settled; what looks like the gap's end and is none doesn't matter."""
+    payload, halo = 1 << 18, 64
+    data = b"." * 1000 + b"BEGIN" + b"x\xc3\xa9 ----- END --- Xx\n" * 300_000
+    stop = len(data) + 8
+    data += (b"eNd-----" if ends else b"eNo-----") + b"y" * 3_000_000
+    reader = Memory(data)
+    search = prefix_search(r"(?i)BEGIN[\s\S]{8,}?END(?: X)?-----", data, reader)
+    out = unbounded.Matches()
+    before_the_end = 0
+    for start in range(0, len(data), payload):
+        lead, frontier = max(0, start - 1), min(len(data), start + payload)
+        with search._window.lent(memoryview(data)[lead : min(len(data), frontier + halo)], lead):
+            search.advance(frontier, -1, out)
+        if frontier + 1024 < stop:  # so far it may look ahead
+            assert (search.decided(frontier, -1), search.idle, out.found) == (1000, False, [])
+            before_the_end = reader.read
+    # A little of the match's beginning for each extent.
+    assert before_the_end < 0.3 * stop
+    assert search.idle
+    assert search.decided(len(data), -1) == len(data)
+    assert [(f.start, f.end, bytes(f.text)) for f in out.found] == ([(1000, stop, data[1000:stop])] if ends else [])
+    assert reader.read < (1.4 if ends else 0.4) * stop
+
+
 def test_a_match_before_what_cannot_be_read_is_found() -> None:
     data = b"BEGIN" + b"." * 100_000 + b"-----END" + b"." * 100_000
     text = r"BEGIN[\s\S]{8,}?-----END"

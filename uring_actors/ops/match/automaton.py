@@ -26,7 +26,8 @@ import numpy as np
 
 from uring_actors.hot import hot
 from uring_actors.ops.match.newlines import Bytes, as_bytes
-from uring_actors.ops.match.parts import Part, Word
+from uring_actors.ops.match.parts import Part
+from uring_actors.ops.match.spelled import Word
 
 MOST_GROUPS: Final = 8
 TABLE_BYTES: Final = 64 << 20

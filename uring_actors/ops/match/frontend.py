@@ -25,6 +25,7 @@ from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.fixed import fixed
 from uring_actors.ops.match.pattern import Literal, Pattern, Regex, Source
 from uring_actors.ops.match.plan import Kind, LazyGap, Lead, PatternPlan
+from uring_actors.ops.match.spelled import Word, shortest, spelled
 from uring_actors.ops.match.syntax import (
     LAST_CODE_POINT,
     LAST_LATIN1,
@@ -46,6 +47,9 @@ LONGEST_HEAD = 24
 """Bytes (``Lead.head``)."""
 
 MOST_GAP_LITERALS = 4
+MOST_OPENINGS = 16
+LONGEST_OPENING = 32
+"""Bytes."""
 
 _FIXED = "fixed bytes"
 
@@ -278,7 +282,17 @@ def _gap(core: str, latin1: bool) -> LazyGap | None:
     anything = Chars(complement((), LAST_LATIN1 if latin1 else LAST_CODE_POINT))
     literals = low.required_literals(behind) if parse(gap.x, latin1=latin1) == anything else None
     few = tuple(sorted(literals)) if literals is not None and len(literals) <= MOST_GAP_LITERALS else ()
-    return LazyGap(entry + gap.least * each, tail, rest, few)
+    wide = low.lower(parse(gap.behind, latin1=latin1), latin1=latin1, widen=True)
+    return LazyGap(entry + gap.least * each, tail, rest, few, _openings(wide) if few else ())
+
+
+def _openings(tree: Node) -> tuple[Word, ...]:
+    """Words with one of which every match begins; none where they are too many."""
+    for width in (LONGEST_OPENING, LONGEST_OPENING // 2, LONGEST_OPENING // 4):
+        words = spelled(low.bounded_prefix(tree, width))
+        if words and () not in words and len(words) <= MOST_OPENINGS:
+            return shortest(words)
+    return ()
 
 
 def _is_plain(tree: Node) -> bool:

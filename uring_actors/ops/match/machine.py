@@ -220,6 +220,7 @@ def _entropies(
     number: int,
     places: Ints,
     found: NDArray[np.float64],
+    secrets: Ints,
 ) -> None:
     stack = np.empty(3 * _STACK, np.int64)
     counts = np.zeros(256, np.int64)
@@ -247,6 +248,7 @@ def _entropies(
             counts[byte] += 1
             plain &= byte < 128
         if plain:
+            secrets[k, 0], secrets[k, 1] = low, high
             bits = 0.0
             for i in range(low, high):  # each byte's share of them
                 bits -= math.log2(counts[load8(origin + i)] / (high - low))
@@ -262,14 +264,16 @@ class Groups:
 
     def entropies(
         self, text: Bytes, base: int, size: int, starts: Ints, ends: Ints, number: int
-    ) -> NDArray[np.float64]:
-        """For each match the bits a byte that group ``number`` of it has (0: the first group that is not empty).
+    ) -> tuple[NDArray[np.float64], Ints]:
+        """For each match the bits a byte that group ``number`` of it has (0: the first group that is not empty), and
+        where that group begins and ends in the file.
 
-        ``text`` is the file's bytes from ``base`` on. Infinite where that isn't known, or the bytes are no ASCII.
+        ``text`` is the file's bytes from ``base`` on. Infinite and -1 where that isn't known, or the bytes are no
+        ASCII.
         """
-        found = np.full(len(starts), np.inf)
-        _entropies(*self._program.addresses, text, base, size, starts, ends, number, self._places, found)
-        return found
+        found, places = np.full(len(starts), np.inf), np.full((len(starts), 2), -1)
+        _entropies(*self._program.addresses, text, base, size, starts, ends, number, self._places, found, places)
+        return found, places
 
     def find(self, text: Bytes, start: int) -> tuple[int, list[int]]:
         """Where the match at ``start`` ends, NONE or ASK (also where the bytes behind ``text`` may decide).

@@ -6,7 +6,7 @@ The CUDA kernel's side of MATCH; ``automaton.py`` makes its tables of the parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -15,25 +15,21 @@ from typing import Final
 from uring_actors.ops.match import lower as low
 from uring_actors.ops.match.frontend import WORTHWHILE, engineless
 from uring_actors.ops.match.plan import Kind, PatternPlan
+from uring_actors.ops.match.spelled import Word, shortest, spelled
 from uring_actors.ops.match.syntax import NO_FLAGS, parse
-from uring_actors.ops.match.tree import Alt, Assertion, ByteSet, Concat, Node, Repeat, depth
+from uring_actors.ops.match.tree import ByteSet, Concat, Node, depth
 
 MOST_WIDTH: Final = 32
 """Bytes of the longest word: what a thread of the CUDA kernel warms up on fits the piece before its own."""
 
-_MOST_WORDS = 192
-"""Words of one part; a part with more is cut shorter."""
 _WIDTHS = (MOST_WIDTH, 20, 12, 8, 5)
-"""Widths that are tried for a part, the longest first."""
+"""Widths that are tried for a part, the longest first: one that is spelled by too many words is cut shorter."""
 _ENOUGH = 8.0
 """Rarity (``_rarity``) from which on a longer word is not worth its states."""
 _FEW_BYTES = 0.25
 """Rarity of a set of some bytes, digits for instance; a larger set is vague."""
 _MOST_VAGUE = 6
 """Vague places of a word: each may double the states of its automaton."""
-
-Word = tuple[int, ...]
-"""A byte set's mask for each place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,7 @@ def _prefix_words(tree: Node) -> tuple[Word, ...]:
     for width in _WIDTHS:
         words = _words(low.bounded_prefix(tree, width))
         if words:
-            cut = _shortest({_head(word) for word in words})
+            cut = shortest({_head(word) for word in words})
             if min(map(_rarity, cut)) >= WORTHWHILE:
                 return cut
     return ()
@@ -125,8 +121,8 @@ def _necessary_words(tree: Node) -> tuple[Word, ...]:
         words = _words(low.necessary_part(tree, width))
         if not words:
             continue
-        runs = runs or _shortest({_best_run(word) for word in words})
-        cut = _shortest({_best_window(word) for word in words})
+        runs = runs or shortest({_best_run(word) for word in words})
+        cut = shortest({_best_window(word) for word in words})
         rare = min(map(_rarity, cut))
         if rare > worth:
             best, worth = cut, rare
@@ -139,46 +135,8 @@ def _necessary_words(tree: Node) -> tuple[Word, ...]:
 
 def _words(tree: Node) -> tuple[Word, ...]:
     """All words of a bounded tree, by byte sets; none where there are too many, or the empty one is among them."""
-    found = _spelled(low.starts_only(low.ends_only(tree)))
+    found = spelled(low.starts_only(low.ends_only(tree)))
     return () if found is None or () in found else tuple(sorted(found))
-
-
-def _spelled(tree: Node) -> frozenset[Word] | None:
-    if isinstance(tree, ByteSet):
-        return frozenset([(tree.mask,)]) if tree.mask else frozenset()
-    if isinstance(tree, Assertion):
-        return frozenset([()])
-    if isinstance(tree, Alt):
-        return _few(word for part in tree.parts for word in (_spelled(part) or (None,)))
-    if isinstance(tree, Concat):
-        return _joined([_spelled(part) for part in tree.parts])
-    assert isinstance(tree, Repeat)
-    inner = _spelled(tree.inner)
-    if tree.most is None or inner is None:
-        return None
-    result = tail = _joined([inner] * tree.least)
-    for _ in range(tree.most - tree.least):
-        tail = _joined([tail, inner])
-        result = None if tail is None or result is None else _few([*result, *tail])
-    return result
-
-
-def _few(words: Iterable[Word | None]) -> frozenset[Word] | None:
-    found: set[Word] = set()
-    for word in words:
-        if word is None or len(found) > _MOST_WORDS:
-            return None
-        found.add(word)
-    return frozenset(found) if len(found) <= _MOST_WORDS else None
-
-
-def _joined(parts: Sequence[frozenset[Word] | None]) -> frozenset[Word] | None:
-    words: frozenset[Word] = frozenset([()])
-    for part in parts:
-        if part is None or len(words) * len(part) > _MOST_WORDS:
-            return None
-        words = frozenset(a + b for a in words for b in part)
-    return words
 
 
 @lru_cache(maxsize=4096)
@@ -230,12 +188,3 @@ def _reach(word: Word, start: int) -> int:
         if rare >= _ENOUGH:
             break
     return stop
-
-
-def _shortest(words: set[Word]) -> tuple[Word, ...]:
-    """Without words that only lengthen another one's beginning: whoever holds them holds that one."""
-    kept: list[Word] = []
-    for word in sorted(words, key=len):
-        if not any(word[: len(other)] == other for other in kept):
-            kept.append(word)
-    return tuple(sorted(kept))

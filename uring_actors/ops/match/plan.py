@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from uring_actors.ops.match.spelled import Word
+
 
 class Kind(Enum):
     """Where a pattern's matches come from."""
@@ -53,6 +55,8 @@ class LazyGap:
     rest: bytes
     literals: tuple[bytes, ...] = ()
     """One of these is in every ``B``, and ``x`` is any character. Empty: nothing like it is known."""
+    openings: tuple[Word, ...] = ()
+    """Every ``B`` begins with one of these. Empty: they are too many."""
 
     @property
     def crossed(self) -> int:

@@ -212,7 +212,9 @@ class Core:
             front=None if lead is None else lead.front,
         )
         self.gap = None if lead is None else lead.gap
-        self.literals = None if self.gap is None or not self.gap.literals else Needles(self.gap.literals)
+        self.literals: Needles | None = None
+        if self.gap is not None and self.gap.literals:
+            self.literals = Needles(self.gap.literals, self.gap.openings, self.gap.tail)
         self.rest = None if self.gap is None else Expression(self.gap.rest, latin1=plan.latin1)
 
 

@@ -30,6 +30,7 @@ from uring_actors.ops.match.plan import Kind, LazyGap
 from uring_actors.ops.match.planset import Expression, Pattern
 from uring_actors.ops.match.program import Program
 from uring_actors.ops.match.rows import NO_INTS
+from uring_actors.ops.match.utf8 import is_utf8
 from uring_actors.ops.match.window import ReadFailed, TooLong, Window
 
 
@@ -380,6 +381,7 @@ _GAP_STEP = 60 << 10
 """One step is in one read of the window."""
 _NEAR_LITERAL = 512
 _LONGEST_CHARACTER = 4
+_LATER, _NOWHERE = -2, -1
 _LARGE = 1 << 20
 """Bytes of a match that is not copied from its window."""
 _ALLOWANCE = 1 << 20
@@ -402,6 +404,8 @@ class PrefixSearch:
         self._next = 0  # no core that starts between the two has a match
         self._spent = 0
         self._barren = (-1, -1)  # a gap that goes on between these leads to no match
+        self._clear = (-1, -1)  # no gap ends between these
+        self._waiting = False  # what starts at ``_next`` is in a gap that is followed as extents come
         self._trust = _TRUST  # in the program
         self._linear: FileSearch | None = None
 
@@ -432,6 +436,7 @@ class PrefixSearch:
     def restart(self, at: int) -> None:
         """See Search."""
         self._resume = max(self._resume, at)
+        self._waiting = False
         if self._linear is not None:
             self._linear.restart(at)
 
@@ -444,10 +449,11 @@ class PrefixSearch:
 
     def decided(self, frontier: int, newline: int) -> int:
         """See Search."""
-        return max(self._resume, frontier) if self._linear is None else self._linear.at
+        return self.at if self._linear is not None or self._waiting else max(self._resume, frontier)
 
     def _try_candidates(self, frontier: int, out: Matches) -> None:
         limit = frontier + self._core.front_most
+        self._waiting = False
         program = self._core.program
         if program is not None and self._trust > 0 and len(self._ends) >= _FEW_CANDIDATES:
             self._run(program, frontier, limit, out)
@@ -460,7 +466,7 @@ class PrefixSearch:
             return
         # A candidate that starts at the frontier or behind it comes again, with the extent that it starts in.
         self._next = min(self._next, frontier)
-        self._ends = NO_INTS
+        self._ends = self._ends[np.searchsorted(self._ends, self._next) :] if self._waiting else NO_INTS
 
     def _run(self, program: Program, frontier: int, limit: int, out: Matches) -> None:
         """All candidates by the core's program; by RE2 the starts of those that it isn't sure of."""
@@ -599,26 +605,41 @@ class PrefixSearch:
     def _cross_gap(self, gap: LazyGap, high: int, frontier: int, out: Matches) -> bool:
         """As ``_walk``, for the match that is alive from ``_next`` to ``high`` (``plan.LazyGap``)."""
         start = self._next
-        past = self._behind_gap(gap, high - gap.tail)
-        if past < 0:
+        past = self._behind_gap(gap, high - gap.tail, frontier)
+        if past == _LATER:
+            self._waiting = True
+            return False
+        if past == _NOWHERE:
             self._next += 1
             return True
         view, base = self._window.view(max(self._resume, start - self._core.front_most), past)
         return self._emit(view, base, start - base, past - base, frontier, out)
 
-    def _behind_gap(self, gap: LazyGap, at: int) -> int:
-        """Where a match ends whose gap reaches behind ``at``; -1: nowhere. Reads each stretch of the gap once."""
+    def _behind_gap(self, gap: LazyGap, at: int, frontier: int) -> int:
+        """Where a match ends whose gap reaches behind ``at``; _NOWHERE, or _LATER: it is behind the frontier. Looks
+        at each stretch of the gap once.
+
+        A gap whose end can be told by a look for its literals is followed no further than to the frontier, so in
+        bytes that are in memory anyway; others are read ahead.
+        """
         rest, size = self._core.rest, self._window.size
         assert rest is not None, "there is no gap"
         began = at
         while True:
+            low, high = self._clear
+            if low <= at <= high:
+                began, at = min(began, low), high
             at = _aligned(rest, self._window, at)
             if self._barren[0] <= at <= self._barren[1]:
                 self._barren = min(began, self._barren[0]), self._barren[1]
-                return -1
+                return _NOWHERE
+            known = max(frontier, self._window.lent_stop(at))
+            if self._core.literals is not None and frontier < size and known - at < gap.tail + _NEAR_LITERAL:
+                self._clear = began, at
+                return _LATER
             high = size if rest.cut_match is None else min(size, at + gap.tail + _GAP_STEP)
             try:
-                if (clear := self._clear(gap, at, high)) is not None:
+                if (clear := self._unbroken(gap, at, min(known, max(high, self._window.lent_stop(at))))) is not None:
                     if clear > at + _LONGEST_CHARACTER:
                         at = clear
                         continue
@@ -637,25 +658,19 @@ class PrefixSearch:
                 return past
             if start > at:
                 self._barren = began, at
-                return -1
+                return _NOWHERE
             at = high - gap.tail
 
-    def _clear(self, gap: LazyGap, at: int, high: int) -> int | None:
-        """Where what is behind the gap may begin at the earliest; None where a look for its literals doesn't tell."""
+    def _unbroken(self, gap: LazyGap, at: int, high: int) -> int | None:
+        """Up to where what is behind the gap can't begin, from ``at`` on; None where a look for its literals doesn't
+        tell."""
         if self._core.literals is None:
             return None
         view, base = self._window.view(at, high)
         whole = self._pattern.plan.latin1
         stop = high - base if whole or high == self._window.size else _between_characters(view, high - base)
-        first, plain = self._core.literals.first(as_bytes(view), at - base, stop)
-        if not whole and not plain and not _is_utf8(view[at - base : stop]):  # the gap may end here
+        text = as_bytes(view)
+        first, plain = self._core.literals.first(text, at - base, stop)
+        if not whole and not plain and not is_utf8(text, at - base, first):  # the gap may end here
             return None
         return max(at, base + first - gap.tail)
-
-
-def _is_utf8(text: memoryview) -> bool:
-    try:
-        str(text, "utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True

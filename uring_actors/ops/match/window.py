@@ -104,6 +104,13 @@ class Window:
         """Whether ``[start, stop)`` is in bytes that are lent."""
         return self._lent is not None and self._lent[1] <= start and stop <= self._lent[2]
 
+    def lent_stop(self, start: int) -> int:
+        """Up to where ``view`` gives lent bytes from ``start`` on; ``start`` where it gives none."""
+        if self._lent is None or not self._lent[1] <= max(0, start - 1) < self._lent[2]:
+            return start
+        stop = self._lent[2]
+        return stop if stop == self.size else max(start, stop - 1)
+
     def lent_for(self, start: int, stop: int) -> tuple[memoryview, int] | None:
         """The lent bytes, and the first one's offset, where they hold ``[start, stop)``."""
         return self._lent[:2] if self._lent is not None and self.has(start, stop) else None

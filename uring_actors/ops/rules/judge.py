@@ -66,6 +66,7 @@ class CompiledRule:
         self._secret_allows = [one for one in allowlists if one.of_match and one.target != "line"]
         self._line_allows = [one for one in allowlists if one.of_match and one.target == "line"]
         self._weigh_again = lru_cache(maxsize=_REMEMBERED)(self._weigh)
+        self._pass_again = lru_cache(maxsize=_REMEMBERED)(self._pass)
         self._groups: Spans | None = None
         if rule.regex is not None and (compiled := re2.compile(rule.regex.encode(), _options())).groups:
             self._groups = find_groups(compiled)
@@ -83,56 +84,70 @@ class CompiledRule:
             return False
         return not any(test(path) for test in self._path_allows)
 
-    def weak(self, window: Window, starts: Ints, ends: Ints) -> NDArray[np.bool_]:
-        """Of many matches those whose secrets certainly have too little entropy, as far as lent bytes show it."""
-        none = np.zeros(len(starts), np.bool_)
+    def weigh_many(self, window: Window, starts: Ints, ends: Ints) -> tuple[NDArray[np.bool_], Ints]:
+        """Of many matches, as far as lent bytes show it: those whose secrets certainly have too little entropy; and
+        where the secrets are that certainly have enough (file offsets; -1 where that isn't certain)."""
+        weak, secrets = np.zeros(len(starts), np.bool_), np.full((len(starts), 2), -1)
         text = window.lent_for(int(starts.min()), int(ends.max()))
         if not self.rule.entropy or self._groups is None or self._quick_groups is None or text is None:
-            return none
-        bits = self._quick_groups.entropies(
+            return weak, secrets
+        bits, secrets = self._quick_groups.entropies(
             as_bytes(text[0]), text[1], window.size, starts, ends, self.rule.secret_group
         )
-        return bits < self.rule.entropy - _ROUNDING
+        secrets[bits <= self.rule.entropy + _ROUNDING] = -1
+        return bits < self.rule.entropy - _ROUNDING, secrets
 
-    def judge(self, path: bytes, window: Window, start: int, end: int, match: bytes) -> Verdict | None:
-        """None where the match, at ``[start, end)``, is not to be reported.
+    def judge(
+        self, path: bytes, window: Window, start: int, end: int, match: bytes, low: int = -1, high: int = -1
+    ) -> Verdict | None:
+        """None where the match, at ``[start, end)``, is not to be reported. ``low``, ``high``: of ``weigh_many``.
 
         Raises ReadFailed where the bytes around it are needed and can't be had, Changed where they are others.
         """
-        if self._groups is None:
-            verdict = (self._weigh_again if len(match) <= _SHORT else self._weigh)(match, 0, len(match))
+        if low >= 0:
+            verdict = (self._pass_again if len(match) <= _SHORT else self._pass)(
+                match.strip(b"\n"), match[low - start : high - start]
+            )
         else:
-            view, base = window.view(start, end)
-            low, high = max(0, start - 1), min(window.size, end + 1)
-            if end - start <= _SHORT:
-                verdict = self._weigh_again(bytes(view[low - base : high - base]), start - low, end - low)
-            else:
-                verdict = self._weigh(view[: high - base], start - base, end - base)
+            verdict = self._weigh_match(window, start, end, match)
         if verdict is None:
             return None
-        secret = verdict.secret
         for allow in self._secret_allows:
-            if allow.all_of and allow.allows(path, secret, match.strip(b"\n") if allow.target == "match" else secret):
+            if allow.all_of and allow.allows(
+                path, verdict.secret, match.strip(b"\n") if allow.target == "match" else verdict.secret
+            ):
                 return None
         line = line_of(window, start, end, match)
-        if INLINE_ALLOW in line or any(allow.allows(path, secret, line) for allow in self._line_allows):
+        if INLINE_ALLOW in line or any(allow.allows(path, verdict.secret, line) for allow in self._line_allows):
             return None
         return verdict
 
+    def _weigh_match(self, window: Window, start: int, end: int, match: bytes) -> Verdict | None:
+        """What the match alone decides."""
+        if self._groups is None:
+            return (self._weigh_again if len(match) <= _SHORT else self._weigh)(match, 0, len(match))
+        view, base = window.view(start, end)
+        low, high = max(0, start - 1), min(window.size, end + 1)
+        if end - start <= _SHORT:
+            return self._weigh_again(bytes(view[low - base : high - base]), start - low, end - low)
+        return self._weigh(view[: high - base], start - base, end - base)
+
     def _weigh(self, text: bytes | memoryview, start: int, end: int) -> Verdict | None:
-        """What the match alone decides, ``text[start:end]`` between a byte of context on each side."""
+        """Of the match ``text[start:end]``, between a byte of context on each side."""
         whole = bytes(text[start:end]).strip(b"\n")
         secret = whole if self._groups is None else self._secret(self._groups, text, start, end, whole)
         least = self.rule.entropy
         if least and len(secret) <= _SHORT and len(set(secret)) < 2**least * _ALMOST and secret.isascii():
             return None  # even if each came as often as the others
         entropy = shannon(secret)
-        if least and entropy <= least:
-            return None
+        return None if least and entropy <= least else self._pass(whole, secret, entropy)
+
+    def _pass(self, whole: bytes, secret: bytes, entropy: float | None = None) -> Verdict | None:
+        """Of a secret with enough ``entropy``: what the allowlists that need no more than the match say."""
         for allow in self._secret_allows:
             if not allow.all_of and allow.allows(b"", secret, whole if allow.target == "match" else secret):
                 return None
-        return Verdict(secret, entropy)
+        return Verdict(secret, shannon(secret) if entropy is None else entropy)
 
     def _secret(self, groups: Spans, text: bytes | memoryview, start: int, end: int, whole: bytes) -> bytes:
         places = self._places(groups, text, start, end)

@@ -21,6 +21,7 @@ from uring_actors.arena.memory import Arena
 from uring_actors.megakernel.cpu import Worker
 from uring_actors.ops.base import Operation, Settler
 from uring_actors.ops.match.automaton import Automata
+from uring_actors.ops.match.newlines import Ints
 from uring_actors.ops.match.operation import Match
 from uring_actors.ops.match.rows import Rows
 from uring_actors.ops.match.window import ReadFailed, Window
@@ -129,9 +130,14 @@ class Findings:
         columns: Sequence[NDArray[Any]]
         columns = (rows.pattern, rows.start, rows.end, rows.line, rows.column, rows.offsets[:-1], rows.offsets[1:])
         if len(rows) >= _MANY:
-            keep = self._strong(rows, window)
-            columns = [column[keep] for column in columns]
-        for plan, start, end, line, column, low, high in zip(*(column.tolist() for column in columns), strict=True):
+            weak, secrets = self._weigh(rows, window)
+            columns = [column[~weak] for column in (*columns, *secrets.T)]
+        else:
+            unknown = np.full(len(rows), -1)
+            columns = (*columns, unknown, unknown)
+        for plan, start, end, line, column, low, high, *secret in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
             if plan >= len(self._searched):  # a keyword, where no engine runs
                 file.keywords.add(plan)
                 continue
@@ -140,7 +146,7 @@ class Findings:
                 continue
             match = bytes(data[low:high])
             try:
-                verdict = self._rules[which].judge(path, window, start, end, match)
+                verdict = self._rules[which].judge(path, window, start, end, match, *secret)
             except (ReadFailed, Changed) as error:
                 self._fail(path, which, start, error)
                 continue
@@ -148,14 +154,15 @@ class Findings:
                 file.findings.append(Finding(start, which, end, line, column, match, *verdict))
         return True
 
-    def _strong(self, rows: Rows, window: Window) -> NDArray[np.bool_]:
-        """All but matches of rules with many of them that can be no findings: most are judged here, all at once."""
-        strong = np.ones(len(rows), np.bool_)
+    def _weigh(self, rows: Rows, window: Window) -> tuple[NDArray[np.bool_], Ints]:
+        """Matches of rules with many of them, all at once: as ``CompiledRule.weigh_many``."""
+        weak, secrets = np.zeros(len(rows), np.bool_), np.full((len(rows), 2), -1)
         counts = np.bincount(rows.pattern, minlength=len(self._searched))[: len(self._searched)]
         for plan in np.flatnonzero(counts >= _MANY).tolist():
             mine = np.flatnonzero(rows.pattern == plan)
-            strong[mine] = ~self._rules[self._searched[plan]].weak(window, rows.start[mine], rows.end[mine])
-        return strong
+            rule = self._rules[self._searched[plan]]
+            weak[mine], secrets[mine] = rule.weigh_many(window, rows.start[mine], rows.end[mine])
+        return weak, secrets
 
     def sift(self, number: int, path: bytes, patterns: set[int]) -> set[int]:
         """Keywords are only noted: their expressions are exact. Rules that don't look into the file are left out."""
