@@ -1,7 +1,7 @@
 # make demo    scan the interpreter's standard library through Ray actors
 # make lint    style and types
 # make test    the same, and tests
-# make slow    the tests that take longer, and all properties with ten times the examples
+# make slow    the tests that take longer, and all properties with ten times the examples, new ones each time
 # make nvme    NVMe passthrough on emulated drives, in a QEMU guest (Debian, root; skipped with the reason elsewhere)
 # Both set up .venv by themselves; they need python3 (3.11 or later) with pip, and make.
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import settings
 
 from tests import hot_helpers
-from tests.examples import examples
+from tests.examples import THOROUGH, examples
 from uring_actors.arena.abi import ArenaLayout
 from uring_actors.arena.memory import Arena
 
 # The first call of a hot function compiles it, and the machine may be busy: no test is about time.
-settings.register_profile("uring_actors", deadline=None, max_examples=examples(100))
+settings.register_profile("uring_actors", deadline=None, max_examples=examples(100), derandomize=not THOROUGH)
 settings.load_profile("uring_actors")
 
 # Ray gives its workers niceness 15: beside other tests on a small machine they would hardly run.

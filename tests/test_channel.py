@@ -164,7 +164,7 @@ def test_ringing_after_prepare_keeps_the_sleeper_awake(scratch):
     bell.ring(scratch.at(h.BELL_A), 1)
     began = time.monotonic()
     bell.sleep(scratch.at(h.BELL_A), key, h.LONG_NS)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 0.8 * h.LONG_NS / 1e9
     assert list(scratch.words(h.BELL_A, 2)) == [1, 0]
     bell.prepare(scratch.at(h.BELL_A))
     bell.cancel(scratch.at(h.BELL_A))
@@ -181,7 +181,7 @@ def test_the_bells_sequence_wraps(scratch):
     began = time.monotonic()
     bell.ring(at, 1)
     sleeper.result()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 0.8 * h.LONG_NS / 1e9
     assert list(words) == [0, 0]
 
 
@@ -195,7 +195,7 @@ def test_wait_pending_finds_what_is_there_without_sleeping(scratch):
     for spins in (0, 1, 1000):
         began = time.monotonic()
         assert bell.wait_pending(scratch.at(h.BELL_A), at, spins, h.LONG_NS) == 2
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 0.8 * h.LONG_NS / 1e9
         assert scratch.words(h.BELL_A, 2)[1] == 0
 
 
@@ -203,7 +203,7 @@ def test_wait_pending_finds_what_is_there_without_sleeping(scratch):
 def test_wait_pending_gives_up_in_time(scratch, spins):
     began = time.monotonic()
     assert bell.wait_pending(scratch.at(h.BELL_A), scratch.at(h.CHANNEL), spins, 50_000_000) == 0
-    assert 0.05 <= time.monotonic() - began < 1
+    assert 0.05 <= time.monotonic() - began < 10
     assert scratch.words(h.BELL_A, 2)[1] == 0
 
 

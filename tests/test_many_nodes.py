@@ -301,7 +301,7 @@ def test_the_next_job_takes_over_the_actors_and_nothing_else(
     with start(cluster, folder, operation="checksum", patterns=None) as job:
         table = job.to_table()
     assert sorted(table["path"].to_pylist()) == sorted(map(bytes, folder.iterdir()))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert below(AGENT) == agents
 
 

@@ -98,7 +98,7 @@ def test_twenty_thousand_literals(ignore_case: bool) -> None:
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(5, 14))) for _ in range(20_000)]
     began = time.process_time()
     match = Match.of([Literal(word, ignore_case=ignore_case) for word in words])
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 6
     data = pickle.dumps(match)
     assert len(data) < 200 * len(words)
     assert pickle.loads(data).plans == match.plans

@@ -223,7 +223,7 @@ def test_a_killed_actor(many: Path, actor: str, role: str) -> None:
     began = time.monotonic()
     with pytest.raises(NodeFailed) as raised:
         list(batches)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert raised.value.role.startswith(role)
     assert "died" in str(raised.value)
     processes.wait_until_gone(found)

@@ -520,7 +520,7 @@ def test_closing_cancels_what_does_not_come(stream: AsyncUringStream, pipe: Pipe
     began = time.monotonic()
     stream.close()
     stream.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert stream.inflight() == 0
     for call in (stream.poll, stream.flush_submissions, lambda: stream.submit_read_to_gpu(fd, 0, 1, 0)):
         with pytest.raises(PipelineError, match="closed"):

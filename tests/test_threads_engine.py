@@ -94,7 +94,7 @@ def test_a_thread_that_dies(
         assert scan.stats.matches < ROWS
     assert raised.value.role.startswith(role)
     assert "ZeroDivisionError: on purpose" in str(raised.value)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_a_listing_that_dies(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
