@@ -194,7 +194,9 @@ class Cut:
         *,
         unread: Sequence[int] = (),
         window_limit: int = 1 << 30,
+        lend: bool = False,
     ) -> tuple[list[Row], list[Fault]]:
+        """``lend``: some extents' bytes are lent to the window meanwhile, as far as they can be read."""
         settler = FileSettler(
             self.plans, len(self.data), open_reader or (lambda: Memory(self.data)), window_limit=window_limit
         )
@@ -208,8 +210,13 @@ class Cut:
             result = Unread(start, stop, 5) if k in unread else self.extent(start)
             if self._is_empty(result) and settler.add_empty(k, stop, result.newlines, result.newline):
                 empty.append(k)
-            else:
+            elif not lend or isinstance(result, Unread) or self.rng.random() < 0.5:
                 settled += settler.add(k, result)
+            else:
+                low = max(0, start - (k - 1 not in unread))
+                high = min([stop + self.plans.halo, *(lost * self.payload for lost in unread if lost > k)])
+                with settler.window.lent(memoryview(self.data)[low:high], low):
+                    settled += settler.add(k, result)
         assert settler.finished
         assert sorted([s.extent for s in settled] + empty) == list(range(len(order)))
         return as_rows(settled), [f for s in settled for f in s.faults]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from tests.examples import examples
 from tests.extents import Cut, Memory, expected, literal, place, plan
 from uring_actors.ops.match import unbounded, window
+from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.pattern import Regex
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import Pattern, compile_source
 from uring_actors.ops.match.settle import FileSettler
@@ -130,7 +133,7 @@ payloads = st.one_of(st.integers(1, 9), st.integers(1, 64))
 
 
 def settles(plans: Sequence[PatternPlan], data: bytes, payload: int, seed: int = 0) -> None:
-    rows, faults = Cut(plans, data, payload, random.Random(seed)).settle()
+    rows, faults = Cut(plans, data, payload, random.Random(seed)).settle(lend=True)
     assert rows == expected(plans, data)
     assert faults == []
 
@@ -225,25 +228,36 @@ def test_an_unread_extent_takes_lines_and_leaves_offsets() -> None:
     assert [r[1:5] for r in rows] == [(5, 8, 2, 4), (20, 23, None, None), (24, 27, None, None), (28, 31, None, 1)]
 
 
+(GAP,) = compile_patterns([Regex(r"(?s)foo.*?bar")])
 HOLED = [
     *MIXED,
     plan(6, Kind.LINE, rb"a.*b"),
     plan(7, Kind.FILE, rb"(?s)foo.*bar|x"),
     *(
         replace(p, index=i)
-        for i, p in enumerate([PREFIX[1], PREFIX[3], LINE[1], LINE[4], FILE[0], FILE[2], FILE[3], FILE[4]], 8)
+        for i, p in enumerate([PREFIX[1], PREFIX[3], LINE[1], LINE[4], FILE[0], FILE[2], FILE[3], FILE[4], GAP], 8)
     ),
 ]
 
 
-@settings(max_examples=examples(100), deadline=None)
-@given(data=texts.filter(bool), payload=st.integers(2, 24), seed=st.integers(0, 9), pick=st.integers(0, 99))
-def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: int, pick: int) -> None:
+@settings(max_examples=examples(150), deadline=None)
+@given(
+    data=texts.filter(bool),
+    payload=st.integers(2, 24),
+    seed=st.integers(0, 9),
+    pick=st.integers(0, 99),
+    near=st.sampled_from([1, unbounded._NEAR_LITERAL]),
+)
+def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: int, pick: int, near: int) -> None:
+    assert GAP.lead is not None
+    assert GAP.lead.gap is not None
+    assert GAP.lead.gap.literals == (b"bar",)
     cut = Cut(HOLED, data, payload, random.Random(seed))
     starts = cut.starts()
     lost = pick % len(starts)
     low, high = starts[lost], min(len(data), starts[lost] + payload)
-    rows, faults = cut.settle(lambda: Memory(data, [(low, high)]), unread=[lost])
+    with mock.patch.object(unbounded, "_NEAR_LITERAL", near):
+        rows, faults = cut.settle(lambda: Memory(data, [(low, high)]), unread=[lost], lend=True)
     assert [f.offset for f in faults if f.pattern is None] == [low]
     newline = data.find(b"\n", high)
     for index, start, end, line, column, text in rows:

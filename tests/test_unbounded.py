@@ -170,7 +170,7 @@ payloads = st.one_of(st.integers(1, 9), st.integers(1, 200))
 
 
 def settles(plans: tuple[PatternPlan, ...], data: bytes, payload: int, seed: int) -> None:
-    rows, faults = Cut(plans, data, payload, random.Random(seed)).settle()
+    rows, faults = Cut(plans, data, payload, random.Random(seed)).settle(lend=True)
     assert rows == expected(plans, data)
     assert faults == []
 
