@@ -67,9 +67,9 @@ class ScanOptions:
     """Whether a kernel thread polls each submission queue; see ``resolve_sqpoll``."""
     lanes: int = 1
     """io_urings for each device, each with its own thread and data slots."""
-    slot_bytes: int = MIB
+    slot_bytes: int = 2 * MIB
     """Size of a data slot: how much of a file is read in one go. A power of two."""
-    slots: int = 32
+    slots: int = 16
     """Data slots for each lane."""
     kernel_threads: int | None = None
     """Threads of the CPU kernel; None: one for each core."""
