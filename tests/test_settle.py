@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from tests.examples import examples
 from tests.extents import Cut, Memory, expected, literal, place, plan
-from uring_actors.ops.match import unbounded, window
+from uring_actors.ops.match import machine, unbounded, window
 from uring_actors.ops.match.frontend import compile_patterns
 from uring_actors.ops.match.pattern import Regex
 from uring_actors.ops.match.plan import Kind, PatternPlan
 from uring_actors.ops.match.planset import Pattern, compile_source
 from uring_actors.ops.match.settle import FileSettler
-from uring_actors.ops.match.unbounded import Found, LineSearch, Matches
+from uring_actors.ops.match.unbounded import LineSearch, Matches
 from uring_actors.ops.match.window import LocalFile, ReadFailed, Window
 
 LITERALS = [literal(0, b"aa"), literal(1, b"foo"), literal(2, b"a"), literal(3, b"\n\n"), literal(4, b"\xff\x00")]
@@ -163,6 +163,18 @@ def test_windows_that_grow(kind: str) -> None:
     test_as_re2_over_the_whole_file(kind)
 
 
+@pytest.mark.parametrize("trust", [1 << 10, 20])
+@pytest.mark.parametrize("room", [1, 3])
+def test_lines_by_programs(trust: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the lines are, as long as the program is trusted; and few matches at a time."""
+    monkeypatch.setattr(unbounded, "_MANY_LINES", 0)
+    monkeypatch.setattr(unbounded, "_TRUST", trust)
+    monkeypatch.setattr(machine, "MOST_SPANS", room)
+    for kind in ("line", "utf8 unbounded"):
+        assert any(Pattern(one).program is not None for one in KINDS[kind] if one.kind is Kind.LINE)
+        test_as_re2_over_the_whole_file(kind)
+
+
 @pytest.mark.usefixtures("tiny_windows")
 @pytest.mark.parametrize("allowance", [-(1 << 20), -200, 0])
 def test_the_linear_way_takes_over_anywhere(allowance: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +259,11 @@ HOLED = [
     seed=st.integers(0, 9),
     pick=st.integers(0, 99),
     near=st.sampled_from([1, unbounded._NEAR_LITERAL]),
+    many=st.sampled_from([1, unbounded._MANY_LINES]),
 )
-def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: int, pick: int, near: int) -> None:
+def test_a_hole_costs_rows_but_makes_none_up(
+    data: bytes, payload: int, seed: int, pick: int, near: int, many: int
+) -> None:
     assert GAP.lead is not None
     assert GAP.lead.gap is not None
     assert GAP.lead.gap.literals == (b"bar",)
@@ -256,7 +271,7 @@ def test_a_hole_costs_rows_but_makes_none_up(data: bytes, payload: int, seed: in
     starts = cut.starts()
     lost = pick % len(starts)
     low, high = starts[lost], min(len(data), starts[lost] + payload)
-    with mock.patch.object(unbounded, "_NEAR_LITERAL", near):
+    with mock.patch.object(unbounded, "_NEAR_LITERAL", near), mock.patch.object(unbounded, "_MANY_LINES", many):
         rows, faults = cut.settle(lambda: Memory(data, [(low, high)]), unread=[lost], lend=True)
     assert [f.offset for f in faults if f.pattern is None] == [low]
     newline = data.find(b"\n", high)
@@ -307,22 +322,25 @@ def test_a_file_cut_short_while_it_is_settled() -> None:
 def test_lines_searched_as_one_lose_no_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"ab\n" * 5000
 
-    def found(hole: int) -> tuple[list[Found], int, int]:
+    def found(hole: int) -> tuple[list[tuple[int, bytes]], int, int]:
         search = LineSearch(Pattern(LINE[1]), Window(partial(Memory, data, [(hole, hole + 1)]), len(data)))
         search.learn(np.arange(2, len(data), 3))
-        out = Matches()
+        out, failed = Matches(), -1
         try:
             search.advance(len(data), len(data) - 1, out)
         except ReadFailed as error:
-            return out.found, search.at, error.offset
-        return out.found, search.at, -1
+            failed = error.offset
+        rows = [(one.start, bytes(one.text)) for one in out.found]
+        for starts, offsets, text in out.many:
+            rows += [(s, text[a:b].tobytes()) for s, a, b in zip(starts, offsets, offsets[1:], strict=False)]
+        return rows, search.at, failed
 
     holes = [3, 4096, 7000, 9001, len(data) - 1, len(data)]
     together = [found(hole) for hole in holes]
     monkeypatch.setattr(unbounded, "_NEAR", -1)
     assert together == [found(hole) for hole in holes]
     assert [len(out) > 0 for out, _, _ in together] == [False, False, True, True, True, True]
-    assert together[-1][0] == [Found(start, start + 2, b"ab") for start in range(0, len(data), 3)]
+    assert together[-1][0] == [(start, b"ab") for start in range(0, len(data), 3)]
 
 
 def test_a_replaced_file(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ _NEXT: Final = 1
 _CANDIDATE: Final = 2
 _FOUND: Final = 3
 
-_MOST_SPANS: Final = 1 << 10
+MOST_SPANS: Final = 1 << 10
 
 
 class Walk:
@@ -299,15 +299,18 @@ class Walk:
     matches of the last ``advance``, rows of start and end.
     """
 
-    def __init__(self, program: Program, ends: Ints, least: int, most: int, frontier: int, limit: int) -> None:
+    def __init__(
+        self, program: Program, ends: Ints, least: int, most: int, frontier: int, limit: int, room: int | None = None
+    ) -> None:
         """Cores begin ``most`` to ``least`` bytes before one of ``ends``, and before ``limit``; the first match that
-        begins at ``frontier`` or behind it, front and all, ends the walk."""
+        begins at ``frontier`` or behind it, front and all, ends the walk. ``room``: matches of one ``advance`` at
+        most; None: a candidate has not more than one."""
         self._program = program
         self._ends = ends
         self._numbers = least, most, frontier, limit
         self._most = most
         self._state = np.zeros(4, np.int64)
-        self._room = np.empty((min(_MOST_SPANS, len(ends)), 2), np.int64)
+        self._room = np.empty((min(MOST_SPANS, len(ends) if room is None else room), 2), np.int64)
 
     @property
     def done(self) -> bool:

@@ -102,15 +102,42 @@ def _union(known: Ints, ends: Ints) -> Ints:
 def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: Matches) -> None:
     """All matches within ``[start, stop)``, which begins and ends at borders of lines.
 
-    No match holds a newline, so none is cut, and the chain over the file is the lines' chains in a row.
+    No match holds a newline, so none is cut, and the chain over the file is the lines' chains in a row. Of many
+    lines the pattern's program finds what it is sure of, and RE2 what comes next where it isn't.
     """
     view, base = window.view(start, stop)
     position = start - base
+    program = pattern.program if stop - start >= _MANY_LINES else None
+    if program is not None:
+        text, trust = as_bytes(view), _TRUST
+        walk = machine.Walk(program, np.array([stop]), 0, stop - start, stop, stop, machine.MOST_SPANS)
+        walk.stand(start, start)
+        while trust > 0 and not walk.done:
+            sure = walk.advance(text, base, window.size)
+            _emit_spans(text, base, walk.spans, out)
+            trust = min(_TRUST, trust + len(walk.spans))
+            if not sure:
+                trust -= _MOST_DECIDED
+                begin, past = pattern.search(view, walk.next - base, stop - base)
+                if begin < 0:
+                    return
+                out.append(Found(begin + base, past + base, bytes(view[begin:past])))
+                walk.stand(past + base, past + base)
+        if walk.done:
+            return
+        position = walk.resume - base
     while True:
         begin, position = pattern.search(view, position, stop - base)
         if begin < 0:
             return
         out.append(Found(begin + base, position + base, bytes(view[begin:position])))
+
+
+def _emit_spans(text: Bytes, base: int, spans: Ints, out: Matches) -> None:
+    """Matches that a program found, by file offsets; ``base`` is that of the text's first byte."""
+    if len(spans):
+        starts, ends = spans.T
+        out.many.append((starts.copy(), *copy_ranges(text, starts - base, ends - base)))
 
 
 class EveryLineSearch:
@@ -148,6 +175,8 @@ class EveryLineSearch:
         self.at = max(self.at, at)
 
 
+_MANY_LINES = 1 << 10
+"""Bytes of lines for which a compiled loop is started."""
 _LINE_STEP = 4 << 10
 _NEAR = 1 << 10
 
@@ -483,9 +512,7 @@ class PrefixSearch:
                 text = as_bytes(view)[: at - base + window.limit]
                 sure = walk.advance(text, base, window.size)
                 self._resume, self._next = walk.resume, walk.next
-                if len(walk.spans):
-                    starts, ends = walk.spans.T
-                    out.many.append((starts.copy(), *copy_ranges(text, starts - base, ends - base)))
+                _emit_spans(text, base, walk.spans, out)
             if sure or (at < self._next != asked and not window.is_lent(view)):
                 asked = self._next  # with more in sight it may be
                 continue
