@@ -175,6 +175,20 @@ def test_lines_by_programs(trust: int, room: int, monkeypatch: pytest.MonkeyPatc
         test_as_re2_over_the_whole_file(kind)
 
 
+@pytest.mark.parametrize("strange", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("payload", [2000, 1 << 16])
+def test_more_matches_than_a_program_gives_at_once(strange: float, payload: int) -> None:
+    """Some are left to RE2, for they are beyond ASCII; or all, where these are too many."""
+    rng = random.Random(payload)
+    lines = [
+        rng.choice([b"ab", b"b c", b""]) + (b"\xc3\xa9\xff" if rng.random() < strange else b"") for _ in range(3000)
+    ]
+    data = b"\n".join(lines)
+    plans = compile_patterns([Regex("(?m)^.{1,3}"), Regex(r"(?m)\w?.$"), Regex("[^b]+b?")])
+    assert {one.kind for one in plans} == {Kind.BOUNDED, Kind.FILE}
+    settles(plans, data, payload, 0)
+
+
 @pytest.mark.usefixtures("tiny_windows")
 @pytest.mark.parametrize("allowance", [-(1 << 20), -200, 0])
 def test_the_linear_way_takes_over_anywhere(allowance: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from uring_actors.arena.atomics import load8
 from uring_actors.hot import hot
-from uring_actors.ops.match.machine import Walk
+from uring_actors.ops.match.machine import ASKED, Walk
 from uring_actors.ops.match.newlines import (
     NO_INDEX,
     Bytes,
@@ -56,6 +56,8 @@ from uring_actors.pieces import NO_NEWLINE
 
 _FEW = 4
 """Candidates up to which RE2 is as fast as the start of a compiled loop."""
+
+_TRUST = 1 << 7
 
 # A candidate as one number, so that one sort orders and one comparison removes duplicates: pattern, then end.
 _END_BITS = 40
@@ -221,16 +223,37 @@ def _part_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends:
 
 
 def _program_chain(pattern: Pattern, view: memoryview, at: int, payload: int, ends: Ints) -> Spans | None:
-    """As ``_bounded_chain``, by the pattern's program; None where that doesn't decide all of it."""
+    """As ``_bounded_chain``, by the pattern's program, and RE2 for the starts that it isn't sure of; None where these
+    are too many."""
     program = pattern.program
     if program is None:
         return None
-    walk = Walk(program, ends + at, pattern.plan.min_width, pattern.width, at + payload, at + payload)
-    if not walk.whole(as_bytes(view), at):
-        return None
-    spans = np.empty((len(walk.spans), 3), np.int64)
+    text, border, trust = as_bytes(view), at + payload, _TRUST
+    walk = Walk(program, ends + at, pattern.plan.min_width, pattern.width, border, border)
+    walk.stand(at, at)
+    parts: list[Ints] = []
+    while not walk.done:
+        sure = walk.advance(text, 0, len(text))
+        if len(walk.spans):
+            parts.append(walk.spans.copy())
+            trust = min(_TRUST, trust + len(walk.spans))
+        if sure:
+            continue
+        trust -= ASKED
+        if trust <= 0:
+            return None
+        # What f(s) depends on is in sight; a match that is found behind s may be cut.
+        start = walk.next
+        found, past = pattern.search(view, start, min(start + pattern.width + 1, len(text)))
+        if found == start:
+            parts.append(np.array([[start, past]], np.int64))
+            walk.stand(past, past)
+        else:
+            walk.stand(walk.resume, start + 1)
+    spans = np.empty((sum(map(len, parts)), 3), np.int64)
     spans[:, 0] = pattern.plan.index
-    np.subtract(walk.spans, at, out=spans[:, 1:])
+    if parts:
+        np.subtract(np.concatenate(parts), at, out=spans[:, 1:])
     return spans
 
 

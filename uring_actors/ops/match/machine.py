@@ -290,6 +290,8 @@ _CANDIDATE: Final = 2
 _FOUND: Final = 3
 
 MOST_SPANS: Final = 1 << 10
+ASKED: Final = 8
+"""A program that leaves more than one in so many candidates to RE2 only costs time."""
 
 
 class Walk:
@@ -348,11 +350,6 @@ class Walk:
         program = self._program
         numbers = program.front, program.front_most, *self._numbers
         return _walk(*program.addresses, *numbers, text, base, size, self._ends, self._state, self._room)
-
-    def whole(self, text: Bytes, start: int) -> bool:
-        """As ``advance``, from ``start`` on where ``text`` is all that there is. False: not all of it is decided."""
-        self._state[_RESUME] = self._state[_NEXT] = start
-        return self.advance(text, 0, len(text)) and self.done
 
 
 @hot

@@ -117,7 +117,7 @@ def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: Ma
             _emit_spans(text, base, walk.spans, out)
             trust = min(_TRUST, trust + len(walk.spans))
             if not sure:
-                trust -= _MOST_DECIDED
+                trust -= machine.ASKED
                 begin, past = pattern.search(view, walk.next - base, stop - base)
                 if begin < 0:
                     return
@@ -399,8 +399,6 @@ class FileSearch:
 _FEW_CANDIDATES = 4
 """Up to so many, RE2 is as fast."""
 _TRUST = 1 << 10
-_MOST_DECIDED = 8
-"""A program that leaves more than one in so many candidates to RE2 only costs time."""
 _FEW_STARTS = 3
 """Starts of one candidate up to which each is tried for itself."""
 
@@ -516,7 +514,7 @@ class PrefixSearch:
             if sure or (at < self._next != asked and not window.is_lent(view)):
                 asked = self._next  # with more in sight it may be
                 continue
-            self._trust -= _MOST_DECIDED
+            self._trust -= machine.ASKED
             if not self._try_stretch(self._next, min(walk.end - core.least + 1, limit), frontier, out):
                 return
             walk.skip()
