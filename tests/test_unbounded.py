@@ -17,6 +17,8 @@ from tests.extents import Cut, Memory, expected
 from uring_actors.ops.match import lower as low
 from uring_actors.ops.match import syntax, unbounded
 from uring_actors.ops.match.frontend import compile_patterns
+from uring_actors.ops.match.machine import Walk
+from uring_actors.ops.match.newlines import as_bytes
 from uring_actors.ops.match.pattern import Regex
 from uring_actors.ops.match.plan import Kind, LazyGap, PatternPlan
 from uring_actors.ops.match.planset import Expression
@@ -281,6 +283,63 @@ def test_a_gap_is_followed_in_what_is_in_memory_anyway(ends: bool) -> None:
     assert search.decided(len(data), -1) == len(data)
     assert [(f.start, f.end, bytes(f.text)) for f in out.found] == ([(1000, stop, data[1000:stop])] if ends else [])
     assert reader.read < (1.4 if ends else 0.4) * stop
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("(?s)foo.*?bar", "foo" + "z" * 125 + "baré and more, " + "y" * 900 + " a later bar.\n"),
+        ("foo[^#]*?bar", "foo" + "z" * 125 + "baré and more, " + "y" * 900 + " a later bar.\n"),
+        (r"(?s)foo.*?\bbar", "foo" + "z" * 1000 + "xbar" + "z" * 504 + " baré " + "y" * 900 + " later bar"),
+        ("foo[^#]*?bar", "foo" + "z" * 61565 + "baré " + "y" * 90000 + " later bar"),
+    ],
+)
+@pytest.mark.parametrize("character", ["é", "€", "😀"])
+@pytest.mark.parametrize("more", range(-4, 4))
+def test_what_ends_where_a_character_is_cut(text: str, data: str, character: str, more: int) -> None:
+    """Of windows and steps of any size one ends there."""
+    found = data.replace("z", "z" * (1 + more % 8), 1).replace("é", character).encode()
+    search = prefix_search(text, found, Memory(found))
+    out = unbounded.Matches()
+    search.advance(len(found), -1, out)
+    whole = re2.compile(text.encode(), syntax.re2_options(False))
+    assert [(f.start, f.end) for f in out.found] == [m.span() for m in whole.finditer(found)]
+
+
+def test_candidates_in_an_open_gap_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unbounded, "_MOST_WAITING", 100)
+    data = b"foo= " * 4000 + b"bar"
+    search = prefix_search("(?s)foo=.*?barbaz", data, Memory(data))
+    candidates, out = search._ends, unbounded.Matches()
+    search._ends = candidates[:0]
+    for frontier in (*range(1000, len(data), 1000), len(data)):
+        search.learn(candidates[(candidates > frontier - 1000) & (candidates <= frontier)])
+        search.advance(frontier, -1, out)
+        assert len(search._ends) <= 300
+    assert (out.found, out.many) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [(r"\w+ .*Z", b"some words of prose "), (r"[a-z ]+;$", b"a b c d e f g h ")]
+)
+def test_a_program_gives_up_lines_that_it_is_slow_in(text: str, line: bytes) -> None:
+    (plan,) = compile_patterns([Regex(text)])
+    assert plan.kind is Kind.LINE
+    data = (line * 50 + b"\n") * 100
+    pattern = unbounded_pattern(plan)
+    assert pattern.program is not None
+    walk = Walk.through(pattern.program, 0, len(data))
+    assert not walk.advance(as_bytes(data), 0, len(data))
+    assert walk.tired
+    assert walk.next < 10_000
+    data = data.replace(b"\n", b"Z\n", 1) + b"x Z;"
+    out = unbounded.Matches()
+    window = Window(lambda: Memory(data), len(data))
+    assert unbounded._emit_lines(pattern, pattern.program, window, 0, len(data), out) is None
+    found = [(one.start, one.end) for one in out.found]
+    found += [(s, s + n) for starts, offsets, _ in out.many for s, n in zip(starts, np.diff(offsets), strict=True)]
+    whole = re2.compile(text.encode(), syntax.re2_options(False))
+    assert sorted(found) == [m.span() for m in whole.finditer(data)]
 
 
 def test_a_match_before_what_cannot_be_read_is_found() -> None:

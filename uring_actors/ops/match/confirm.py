@@ -240,7 +240,7 @@ def _program_chain(pattern: Pattern, view: memoryview, at: int, payload: int, en
         if sure:
             continue
         trust -= ASKED
-        if trust <= 0:
+        if trust <= 0 or walk.tired:
             return None
         # What f(s) depends on is in sight; a match that is found behind s may be cut.
         start = walk.next

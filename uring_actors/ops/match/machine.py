@@ -42,6 +42,7 @@ BUDGET: Final = 1 << 12
 _STACK: Final = 1 << 8
 """Choices that may be open at once."""
 _CHOICE_BYTES: Final = 24
+_STACK_WORDS: Final = _STACK * _CHOICE_BYTES // 8 + 1
 _BYTES_A_STEP: Final = 8
 
 # A choice's first word: what it is, and above that its instruction (_UNDO: the number of what was saved).
@@ -86,10 +87,12 @@ def _attempt(
     code: int, sets: int, origin: int, base: int, stop: int, size: int, start: int, stack: int, groups: int
 ) -> int:
     """Where the match that starts at ``start`` ends; NONE or ASK. ``groups``: the address of the places where OP_SAVE
-    puts what it says; 0: nobody wants to know."""
+    puts what it says; 0: nobody wants to know. Behind the stack: how many steps were left (less than none, where a
+    run was long)."""
     pc, at, top, left = 0, start, 0, BUDGET
     while True:
         left -= 1
+        store64(stack + _STACK * _CHOICE_BYTES, left)
         if left < 0 or top >= _STACK - 1:
             return ASK
         here = code + pc * INSTRUCTION_BYTES
@@ -202,7 +205,7 @@ def _attempt(
 
 @hot
 def _groups(code: int, sets: int, text: Bytes, start: int, places: Ints) -> int:
-    stack = np.empty(3 * _STACK, np.int64)
+    stack = np.empty(_STACK_WORDS, np.int64)
     places[:] = -1
     size = text.size
     return _attempt(code, sets, text.ctypes.data, 0, size, size + 1, start, stack.ctypes.data, places.ctypes.data)
@@ -222,7 +225,7 @@ def _entropies(
     found: NDArray[np.float64],
     secrets: Ints,
 ) -> None:
-    stack = np.empty(3 * _STACK, np.int64)
+    stack = np.empty(_STACK_WORDS, np.int64)
     counts = np.zeros(256, np.int64)
     origin, stop = text.ctypes.data - base, base + text.size
     for k in range(starts.size):
@@ -288,6 +291,12 @@ _RESUME: Final = 0
 _NEXT: Final = 1
 _CANDIDATE: Final = 2
 _FOUND: Final = 3
+_LEFT: Final = 4
+_STATES: Final = 5
+
+_STEPS_A_CANDIDATE: Final = 1 << 10
+"""About as many as take RE2's time for it."""
+_STEPS_A_MATCH: Final = 1 << 9
 
 MOST_SPANS: Final = 1 << 10
 ASKED: Final = 8
@@ -295,10 +304,11 @@ ASKED: Final = 8
 
 
 class Walk:
-    """Through the candidates of a PREFIX pattern (``unbounded.PrefixSearch``), by the program of its core.
+    """Through a pattern's candidates, by its program: that of the core where it has a front (PREFIX).
 
     ``resume``: where the last match ended. ``next``: no core that starts between the two has a match. ``spans``: the
-    matches of the last ``advance``, rows of start and end.
+    matches of the last ``advance``, rows of start and end. ``tired``: it has taken more steps than it is worth, and
+    gets no further.
     """
 
     def __init__(
@@ -311,8 +321,21 @@ class Walk:
         self._ends = ends
         self._numbers = least, most, frontier, limit
         self._most = most
-        self._state = np.zeros(4, np.int64)
+        self._state = np.zeros(_STATES, np.int64)
+        self._state[_LEFT] = _STEPS_A_CANDIDATE * len(ends)
         self._room = np.empty((min(MOST_SPANS, len(ends) if room is None else room), 2), np.int64)
+
+    @classmethod
+    def through(cls, program: Program, start: int, stop: int) -> Walk:
+        """Through all starts of ``[start, stop)``, with a step for each byte, and more for each match."""
+        walk = cls(program, np.array([stop]), 0, stop - start, stop, stop, MOST_SPANS)
+        walk._state[_LEFT] = stop - start
+        walk.stand(start, start)
+        return walk
+
+    @property
+    def tired(self) -> bool:
+        return bool(self._state[_LEFT] < 0)
 
     @property
     def done(self) -> bool:
@@ -370,7 +393,7 @@ def _walk(
     spans: Ints,
 ) -> bool:
     origin, stop = text.ctypes.data - base, base + text.size
-    room = np.empty(3 * _STACK, np.int64)
+    room = np.empty(_STACK_WORDS, np.int64)
     stack = room.ctypes.data
     first_set, front_set = sets + (FIRST << 8), sets + (front << 8)
     state[_FOUND] = 0
@@ -387,7 +410,11 @@ def _walk(
             if load8(first_set + load8(origin + at)) == OUT:
                 at += 1
                 continue
+            if state[_LEFT] < 0:
+                state[_NEXT] = at
+                return False
             past = _attempt(code, sets, origin, base, stop, size, at, stack, 0)
+            state[_LEFT] -= BUDGET - load64(stack + _STACK * _CHOICE_BYTES)
             if past == NONE:
                 at += 1
                 continue
@@ -413,6 +440,7 @@ def _walk(
             spans[state[_FOUND], 0] = begin
             spans[state[_FOUND], 1] = past
             state[_FOUND] += 1
+            state[_LEFT] += _STEPS_A_MATCH
             state[_RESUME] = past
             at = past
         state[_NEXT] = max(state[_NEXT], at)

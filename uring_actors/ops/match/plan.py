@@ -47,7 +47,8 @@ class LazyGap:
     reads it. Let a match be undecided at w, ``entry + tail`` bytes or more behind its start, and u be ``tail`` bytes
     before w or more, and still ``entry`` behind the start. Then what is alive at w is in the gap or in a ``B`` that
     begins at u or later, so the gap was reached and is unbroken up to u; and no ``B`` before u led to a match. So the
-    match ends where that of ``rest`` does that begins at u.
+    match ends where that of ``rest`` does that begins at u. (w lies between two characters: where text was to be cut
+    within one, up to three bytes before that.)
     """
 
     entry: int

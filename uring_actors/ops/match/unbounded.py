@@ -19,6 +19,7 @@ emitted stays right.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -96,40 +97,48 @@ def search_for(pattern: Pattern, window: Window) -> Search:
 
 
 def _union(known: Ints, ends: Ints) -> Ints:
-    return np.union1d(known, ends) if len(known) else ends
+    if not len(known) or not len(ends):
+        return ends if len(ends) else known
+    both = np.concatenate([known, ends])
+    if known[-1] >= ends[0]:
+        both.sort(kind="stable")  # of two that are sorted: a merge (np.union1d makes sets of them)
+        both = both[np.flatnonzero(np.diff(both, prepend=-1))]
+    return both
 
 
-def _emit_lines(pattern: Pattern, window: Window, start: int, stop: int, out: Matches) -> None:
-    """All matches within ``[start, stop)``, which begins and ends at borders of lines.
+def _emit_lines(
+    pattern: Pattern, program: Program | None, window: Window, start: int, stop: int, out: Matches
+) -> Program | None:
+    """All matches within ``[start, stop)``, which begins and ends at borders of lines. The pattern's ``program``, or
+    None where it is not worth being run again.
 
     No match holds a newline, so none is cut, and the chain over the file is the lines' chains in a row. Of many
     lines the pattern's program finds what it is sure of, and RE2 what comes next where it isn't.
     """
     view, base = window.view(start, stop)
     position = start - base
-    program = pattern.program if stop - start >= _MANY_LINES else None
-    if program is not None:
+    if program is not None and stop - start >= _MANY_LINES:
         text, trust = as_bytes(view), _TRUST
-        walk = machine.Walk(program, np.array([stop]), 0, stop - start, stop, stop, machine.MOST_SPANS)
-        walk.stand(start, start)
-        while trust > 0 and not walk.done:
+        walk = machine.Walk.through(program, start, stop)
+        while trust > 0 and not (walk.done or walk.tired):
             sure = walk.advance(text, base, window.size)
             _emit_spans(text, base, walk.spans, out)
             trust = min(_TRUST, trust + len(walk.spans))
-            if not sure:
+            if not (sure or walk.tired):
                 trust -= machine.ASKED
                 begin, past = pattern.search(view, walk.next - base, stop - base)
                 if begin < 0:
-                    return
+                    return program
                 out.append(Found(begin + base, past + base, bytes(view[begin:past])))
                 walk.stand(past + base, past + base)
         if walk.done:
-            return
-        position = walk.resume - base
+            return program
+        program = None
+        position = max(walk.resume, walk.next) - base
     while True:
         begin, position = pattern.search(view, position, stop - base)
         if begin < 0:
-            return
+            return program
         out.append(Found(begin + base, position + base, bytes(view[begin:position])))
 
 
@@ -146,6 +155,7 @@ class EveryLineSearch:
     def __init__(self, pattern: Pattern, window: Window) -> None:
         self.at = 0
         self._pattern = pattern
+        self._program = pattern.program
         self._window = window
 
     def learn(self, ends: Ints) -> None:
@@ -163,7 +173,7 @@ class EveryLineSearch:
         """See Search."""
         stop = frontier if frontier == self._window.size else newline
         if stop > self.at:
-            _emit_lines(self._pattern, self._window, self.at, stop, out)
+            self._program = _emit_lines(self._pattern, self._program, self._window, self.at, stop, out)
             self.at = stop + 1
 
     def decided(self, frontier: int, newline: int) -> int:
@@ -187,6 +197,7 @@ class LineSearch:
     def __init__(self, pattern: Pattern, window: Window) -> None:
         self.at = 0
         self._pattern = pattern
+        self._program = pattern.program
         self._window = window
         self._ends = NO_INTS
 
@@ -220,7 +231,7 @@ class LineSearch:
                 k += 1
             try:
                 start, stop = self._line_start(end - 1), self._line_stop(ends[k - 1] - 1)
-                _emit_lines(self._pattern, self._window, start, stop, out)
+                self._program = _emit_lines(self._pattern, self._program, self._window, start, stop, out)
             except ReadFailed:
                 if k == first + 1:
                     raise
@@ -396,6 +407,12 @@ class FileSearch:
         self._reach = self.at + 2 * (stop - self.at)
 
 
+def _parts(ends: Ints) -> Iterator[Ints]:
+    """A few at a time."""
+    for first in range(0, len(ends), 1 << 10):
+        yield ends[first : first + (1 << 10)]
+
+
 _FEW_CANDIDATES = 4
 """Up to so many, RE2 is as fast."""
 _TRUST = 1 << 10
@@ -408,6 +425,10 @@ _GAP_STEP = 60 << 10
 """One step is in one read of the window."""
 _NEAR_LITERAL = 512
 _LONGEST_CHARACTER = 4
+_CUT = _LONGEST_CHARACTER - 1
+"""Bytes of a character that may be left out where text is cut between two."""
+_MOST_WAITING = 1 << 16
+"""Candidates that are kept while a gap is followed from extent to extent."""
 _LATER, _NOWHERE = -2, -1
 _LARGE = 1 << 20
 """Bytes of a match that is not copied from its window."""
@@ -514,9 +535,9 @@ class PrefixSearch:
             if sure or (at < self._next != asked and not window.is_lent(view)):
                 asked = self._next  # with more in sight it may be
                 continue
-            self._trust -= machine.ASKED
             if not self._try_stretch(self._next, min(walk.end - core.least + 1, limit), frontier, out):
                 return
+            self._trust -= machine.ASKED
             walk.skip()
         self._trust = min(_TRUST, self._trust + len(self._ends))
 
@@ -533,7 +554,7 @@ class PrefixSearch:
         """Where cores may start, up to ``most``: those of candidates that are near each other in one."""
         least, reach = self._core.least, self._core.most
         low = stop = -1
-        for end in self._ends.tolist():
+        for end in itertools.chain.from_iterable(part.tolist() for part in _parts(self._ends)):
             if end - reach > stop or end - low > _LONGEST_STRETCH:
                 if stop > low:
                     yield low, min(stop, most)
@@ -630,7 +651,7 @@ class PrefixSearch:
     def _cross_gap(self, gap: LazyGap, high: int, frontier: int, out: Matches) -> bool:
         """As ``_walk``, for the match that is alive from ``_next`` to ``high`` (``plan.LazyGap``)."""
         start = self._next
-        past = self._behind_gap(gap, high - gap.tail, frontier)
+        past = self._behind_gap(gap, high - gap.tail - _CUT, frontier)
         if past == _LATER:
             self._waiting = True
             return False
@@ -658,17 +679,19 @@ class PrefixSearch:
             if self._barren[0] <= at <= self._barren[1]:
                 self._barren = min(began, self._barren[0]), self._barren[1]
                 return _NOWHERE
-            known = max(frontier, self._window.lent_stop(at))
-            if self._core.literals is not None and frontier < size and known - at < gap.tail + _NEAR_LITERAL:
+            lent, least = self._window.lent_stop(at), gap.tail + _CUT
+            known = max(frontier, lent)
+            follow = self._core.literals is not None and len(self._ends) < _MOST_WAITING
+            if follow and frontier < size and known - at < least + _NEAR_LITERAL:
                 self._clear = began, at
                 return _LATER
-            high = size if rest.cut_match is None else min(size, at + gap.tail + _GAP_STEP)
+            high = size if rest.cut_match is None else min(size, at + least + _GAP_STEP)
             try:
-                if (clear := self._unbroken(gap, at, min(known, max(high, self._window.lent_stop(at))))) is not None:
+                if (clear := self._unbroken(gap, at, min(known, max(high, lent)) if follow else high)) is not None:
                     if clear > at + _LONGEST_CHARACTER:
                         at = clear
                         continue
-                    high = min(high, at + gap.tail + _NEAR_LITERAL)
+                    high = min(high, at + least + _NEAR_LITERAL)
                 start, past = _decided(rest, self._window, at, high, anchored=True)
             except ReadFailed as error:
                 # Perhaps it ends before the trouble.
@@ -684,7 +707,7 @@ class PrefixSearch:
             if start > at:
                 self._barren = began, at
                 return _NOWHERE
-            at = high - gap.tail
+            at = high - gap.tail - _CUT
 
     def _unbroken(self, gap: LazyGap, at: int, high: int) -> int | None:
         """Up to where what is behind the gap can't begin, from ``at`` on; None where a look for its literals doesn't
